@@ -1,0 +1,53 @@
+# One image, CPU or CUDA: `docker build .` or `docker build --build-arg VARIANT=cuda .`
+# cpu: TORCH_INDEX may name a package index with CPU builds of torch, which are a tenth of the size.
+# cuda: torch comes with its CUDA libraries from the default index; the host gives the driver.
+ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS build
+ARG VARIANT=cpu
+ARG TORCH_INDEX=""
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /src
+COPY constraints.txt ./
+# The secret is an optional pip.conf for builds behind a proxy; it never enters the image.
+RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf \
+    python3 -m venv /opt/labelmux && \
+    case "$VARIANT" in cpu|cuda) ;; *) echo "VARIANT is '$VARIANT'; give cpu or cuda" >&2; exit 1 ;; esac && \
+    if [ "$VARIANT" = cpu ] && [ -n "$TORCH_INDEX" ]; then index="--index-url $TORCH_INDEX"; else index=""; fi && \
+    /opt/labelmux/bin/pip install $index -c constraints.txt torch && \
+    /opt/labelmux/bin/pip install -c constraints.txt hatchling
+COPY pyproject.toml README.md LICENSE NOTICE ./
+COPY clients/python clients/python
+COPY encoder encoder
+COPY adapters adapters
+COPY training training
+COPY server server
+COPY cli cli
+RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf \
+    /opt/labelmux/bin/pip install -c constraints.txt --no-build-isolation ./clients/python . && \
+    /opt/labelmux/bin/pip uninstall -y hatchling pip && \
+    find /opt/labelmux -name __pycache__ -type d -prune -exec rm -rf {} +
+
+FROM ${PYTHON_IMAGE}
+ARG VARIANT=cpu
+LABEL org.opencontainers.image.title="labelmux" \
+      org.opencontainers.image.description="One frozen DeBERTa encoder, any number of text classifiers" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      io.labelmux.variant="${VARIANT}"
+RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin labelmux && \
+    install -d -o labelmux -g labelmux /state
+COPY --from=build /opt/labelmux /opt/labelmux
+ENV PATH=/opt/labelmux/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HF_HUB_CACHE=/state/hub \
+    LABELMUX_HOST=0.0.0.0 \
+    LABELMUX_PORT=8000 \
+    LABELMUX_STATE_DIR=/state
+USER 10001:10001
+VOLUME /state
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
+    CMD ["python3", "-c", "import os,urllib.request as u; u.urlopen('http://127.0.0.1:'+os.environ['LABELMUX_PORT']+'/health/ready', timeout=2)"]
+CMD ["labelmux", "serve"]

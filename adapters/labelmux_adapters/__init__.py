@@ -1,0 +1,1 @@
+"""What a task adds to the frozen encoder: the adapter file, its method, and the bank."""

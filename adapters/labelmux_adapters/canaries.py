@@ -1,0 +1,52 @@
+"""Proof that an adapter acts here as it did where it was trained.
+
+An adapter file carries a few texts with the logits that its trainer got. Running them through the
+serving path shows that the file, this encoder and this code agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labelmux_adapters.bank import Bank
+from labelmux_adapters.errors import CanaryMismatchError, ForeignEncoderError
+from labelmux_adapters.files import Adapter
+from labelmux_encoder.batch import pad_rows
+from labelmux_encoder.tokenizer import TextInput
+from labelmux_encoder.weights import LoadedEncoder
+
+
+def check_canaries(adapter: Adapter, loaded: LoadedEncoder) -> None:
+    """Return if the adapter belongs to this encoder and gives its canaries' logits.
+
+    Raises:
+        ForeignEncoderError: it was trained on another encoder.
+        CanaryMismatchError: a logit differs by more than the manifest's tolerance.
+    """
+    manifest = adapter.manifest
+    if manifest.encoder_fingerprint != loaded.encoder.fingerprint:
+        raise ForeignEncoderError(manifest.encoder_fingerprint, loaded.encoder.fingerprint)
+    texts = [(c.text, c.pair) if c.pair is not None else c.text for c in manifest.canaries]
+    found = serve_logits(adapter, loaded, texts)
+    for index, (canary, logits) in enumerate(zip(manifest.canaries, found, strict=True)):
+        difference = float(np.abs(logits - np.asarray(canary.logits, np.float32)).max())
+        if not difference <= manifest.canary_tolerance:
+            raise CanaryMismatchError(index, difference, manifest.canary_tolerance)
+
+
+def serve_logits(
+    adapter: Adapter, loaded: LoadedEncoder, texts: Sequence[TextInput]
+) -> list[NDArray[np.float32]]:
+    """Uncalibrated logits of ``texts`` in one batch, by the path that serves requests. Each [K]
+
+    Uses a tokenizer of its own, so any thread may call it.
+    """
+    bank = Bank()
+    slot = bank.add(adapter)
+    tokens = loaded.tokenizer.clone().encode(texts, adapter.manifest.max_tokens)
+    batch = pad_rows(tokens, loaded.encoder.config.pad_token_id)
+    features = loaded.encoder(batch.token_ids, batch.mask, batch.type_ids)
+    return bank.readout(features, batch.mask, [(index, slot) for index in range(len(texts))])

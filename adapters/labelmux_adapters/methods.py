@@ -1,0 +1,54 @@
+"""The methods by name, and the tensors that each one's sizes imply."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from labelmux_adapters import ytuning
+from labelmux_adapters.errors import ManifestError
+
+#: Bytes of one value, by safetensors' name of the dtypes that an adapter may be stored in.
+DTYPE_BYTES = {"F32": 4, "F16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What an adapter file must hold under one tensor's name."""
+
+    shape: tuple[int, ...]
+
+    @property
+    def values(self) -> int:
+        """How many numbers the tensor has."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What the adapter file needs to know of a method."""
+
+    name: str
+    #: Shapes by tensor name, from the manifest's sizes and the number of labels. Raises ValueError
+    #: for sizes that the method cannot have. Its cost must not depend on the sizes' values.
+    shapes: Callable[[Mapping[str, int], int], Mapping[str, tuple[int, ...]]]
+
+    def expected_tensors(self, sizes: Mapping[str, int], labels: int) -> dict[str, TensorSpec]:
+        """The tensors that an adapter with these sizes and ``labels`` labels has, by name.
+
+        Raises:
+            ManifestError: the sizes are not ones that the method can have.
+        """
+        try:
+            shapes = self.shapes(sizes, labels)
+        except ValueError as exc:
+            raise ManifestError("sizes", dict(sizes), str(exc)) from exc
+        return {name: TensorSpec(shape) for name, shape in shapes.items()}
+
+
+def _ytuning_shapes(sizes: Mapping[str, int], labels: int) -> Mapping[str, tuple[int, ...]]:
+    return ytuning.expected_tensors(ytuning.YTuningSizes.from_mapping(sizes), labels)
+
+
+METHODS: dict[str, Method] = {"ytuning": Method("ytuning", _ytuning_shapes)}

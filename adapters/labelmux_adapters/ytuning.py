@@ -1,0 +1,213 @@
+"""Y-Tuning: label vectors aligned with frozen features (Liu, An, Qiu, arXiv 2202.09817).
+
+The encoder is never touched and gives no gradient. A task vector and one vector per label attend to
+each other, then to the features of the text; a label's logit is the dot product of what became of
+the task vector and of the label's (sections 3.1 to 3.3 there, as recalled in our design notes).
+
+Three choices are ours. The features are a learned mix over all layers, each normalised. The task
+vector also receives the mean-pooled features, so that the readout is never weaker than a probe on
+them. Logits are divided by sqrt(width), which gives the margin a scale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclass(frozen=True, slots=True)
+class YTuningSizes:
+    """The sizes that fix every tensor's shape, together with the number of labels."""
+
+    #: H of the encoder.
+    hidden: int
+    #: Hidden states that are mixed: layers + 1.
+    states: int
+    #: Width of label vectors and of everything computed on them.
+    width: int
+    #: Attention heads; divides ``width``.
+    heads: int
+    #: Inner width of the feed-forward block.
+    ffn: int
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"size {field.name!r} is {value!r}; give a whole number above 0")
+        if self.width % self.heads:
+            raise ValueError(f"size 'width' is {self.width}; give a multiple of heads={self.heads}")
+
+    @classmethod
+    def from_mapping(cls, sizes: Mapping[str, int]) -> YTuningSizes:
+        """Read the sizes of a manifest.
+
+        Raises:
+            ValueError: a size is unknown, missing or impossible; the message names it.
+        """
+        known = {field.name for field in fields(cls)}
+        for name in sorted(known ^ set(sizes)):
+            state = "missing" if name in known else "unknown"
+            raise ValueError(f"size {name!r} is {state}; ytuning has {', '.join(sorted(known))}")
+        return cls(**sizes)
+
+    def to_mapping(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def expected_tensors(sizes: YTuningSizes, labels: int) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each tensor of an adapter with ``labels`` labels."""
+    hidden, width = sizes.hidden, sizes.width
+    shapes: dict[str, tuple[int, ...]] = {
+        "mix": (sizes.states,),
+        "mix_scale": (1,),
+        "task_vector": (width,),
+        "label_vectors": (labels, width),
+    }
+    for name, outputs, inputs in (
+        ("self_query", width, width),
+        ("self_key", width, width),
+        ("self_value", width, width),
+        ("self_out", width, width),
+        ("cross_query", width, width),
+        ("cross_value", width, hidden),
+        ("cross_out", width, width),
+        ("pooled", width, hidden),
+        ("ffn_in", sizes.ffn, width),
+        ("ffn_out", width, sizes.ffn),
+    ):
+        shapes |= {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+    shapes["cross_key.weight"] = (width, hidden)
+    for name in ("self_norm", "cross_norm", "ffn_norm"):
+        shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+    return shapes
+
+
+def parameter_count(sizes: YTuningSizes, labels: int) -> int:
+    """Values in an adapter of these sizes."""
+    return sum(math.prod(shape) for shape in expected_tensors(sizes, labels).values())
+
+
+def normalise_states(features: Tensor) -> Tensor:
+    """Each layer's hidden states with mean 0 and variance 1 per token. [L+1, B, T, H] -> same
+
+    Independent of the task, so one result serves all of them.
+    """
+    return functional.layer_norm(features, (features.shape[-1],))
+
+
+class YTuning(nn.Module):
+    """The trainable form; ``labelmux_adapters.ytuning_stack`` holds the serving form."""
+
+    def __init__(self, sizes: YTuningSizes, labels: int, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.sizes = sizes
+        hidden, width = sizes.hidden, sizes.width
+        self.mix = nn.Parameter(torch.zeros(sizes.states))
+        self.mix_scale = nn.Parameter(torch.ones(1))
+        self.task_vector = nn.Parameter(torch.randn(width) * 0.02)
+        self.label_vectors = nn.Parameter(torch.randn(labels, width) * 0.02)
+        self.self_query = nn.Linear(width, width)
+        self.self_key = nn.Linear(width, width)
+        self.self_value = nn.Linear(width, width)
+        self.self_out = nn.Linear(width, width)
+        self.self_norm = nn.LayerNorm(width)
+        self.cross_query = nn.Linear(width, width)
+        # A key bias would add one constant to every token's logit and cancel in the softmax.
+        self.cross_key = nn.Linear(hidden, width, bias=False)
+        self.cross_value = nn.Linear(hidden, width)
+        self.cross_out = nn.Linear(width, width)
+        self.pooled = nn.Linear(hidden, width)
+        self.cross_norm = nn.LayerNorm(width)
+        self.ffn_in = nn.Linear(width, sizes.ffn)
+        self.ffn_out = nn.Linear(sizes.ffn, width)
+        self.ffn_norm = nn.LayerNorm(width)
+        self._dropout = nn.Dropout(dropout)
+
+    def start_labels(self, label_features: Tensor) -> None:
+        """Start the label vectors from features that stand for the labels, such as class means.
+
+        After it, a text's pooled features score highest with the labels nearest to them.
+
+        Args:
+            label_features: one pooled feature vector per label, in label order. [K, H]
+        """
+        with torch.no_grad():
+            nn.init.orthogonal_(self.pooled.weight)
+            nn.init.zeros_(self.pooled.bias)
+            centred = label_features - label_features.mean(0)
+            projected = functional.linear(centred, self.pooled.weight)
+            self.label_vectors.copy_(functional.layer_norm(projected, projected.shape[-1:]))
+            self.pooled.bias.copy_(-functional.linear(label_features.mean(0), self.pooled.weight))
+
+    def mixed(self, features: Tensor) -> Tensor:
+        """The features this task reads. [L+1, B, T, H] -> [B, T, H]"""
+        weights = self.mix.softmax(0) * self.mix_scale
+        return torch.einsum("l,lbth->bth", weights, normalise_states(features))
+
+    def label_states(self) -> Tensor:
+        """Task and label vectors after they attended to each other; no text in it. [K+1, W]"""
+        vectors = torch.cat([self.task_vector.unsqueeze(0), self.label_vectors])
+        query, key, value = (
+            self._split(layer(vectors))
+            for layer in (self.self_query, self.self_key, self.self_value)
+        )
+        attended = functional.scaled_dot_product_attention(query, key, value)
+        attended = self.self_out(attended.transpose(0, 1).flatten(1))
+        states: Tensor = self.self_norm(vectors + self._dropout(attended))
+        return states
+
+    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+        """Logits, uncalibrated. [L+1, B, T, H], [B, T] -> [B, K]"""
+        mixed = self._dropout(self.mixed(features))  # [B, T, H]
+        labels = self.label_states()  # [K+1, W]
+        query = self._split(self.cross_query(labels)).unsqueeze(0)  # [1, heads, K+1, D]
+        key = self._split(self.cross_key(mixed))  # [B, heads, T, D]
+        value = self._split(self.cross_value(mixed))
+        attended = functional.scaled_dot_product_attention(
+            query.expand(mixed.shape[0], -1, -1, -1), key, value, attn_mask=mask[:, None, None, :]
+        )
+        attended = self.cross_out(attended.transpose(1, 2).flatten(2))  # [B, K+1, W]
+        weights = mask.unsqueeze(-1).to(mixed.dtype)
+        pooled = self.pooled((mixed * weights).sum(1) / weights.sum(1))  # [B, W]
+        states = labels + self._dropout(attended)
+        task = states[:, :1] + pooled.unsqueeze(1)
+        states = self.cross_norm(torch.cat([task, states[:, 1:]], dim=1))
+        inner = self._dropout(functional.gelu(self.ffn_in(states)))
+        states = self.ffn_norm(states + self._dropout(self.ffn_out(inner)))
+        scores = (states[:, 1:] @ states[:, 0].unsqueeze(-1)).squeeze(-1)
+        return scores / math.sqrt(self.sizes.width)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.sizes.heads, -1)).transpose(-3, -2)
+
+
+def margin_loss(logits: Tensor, gold: Tensor, margin: float) -> Tensor:
+    """The paper's loss: mean of ``sum over wrong c of max(0, s_c - s_gold + margin) / K``.
+
+    Args:
+        logits: [B, K]
+        gold: [B]
+        margin: in units of the logits.
+    """
+    correct = logits.gather(1, gold.unsqueeze(1))
+    violations = (logits - correct + margin).clamp(min=0)
+    violations = violations.scatter(1, gold.unsqueeze(1), 0.0)
+    return violations.sum(1).mean() / logits.shape[1]
+
+
+def to_tensors(module: YTuning) -> dict[str, Tensor]:
+    """The adapter's tensors by name, detached. Shapes are those of ``expected_tensors``."""
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def from_tensors(sizes: YTuningSizes, labels: int, tensors: Mapping[str, Tensor]) -> YTuning:
+    """The module that ``to_tensors`` came from, in eval mode."""
+    module = YTuning(sizes, labels)
+    module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    return module.eval()

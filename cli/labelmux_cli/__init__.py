@@ -1,0 +1,1 @@
+"""The command ``labelmux``: the one place where server, training and client meet."""

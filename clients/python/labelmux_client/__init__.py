@@ -1,0 +1,80 @@
+"""Client of a labelmux server: ``Client``, ``AsyncClient``, typed answers, one error tree."""
+
+from __future__ import annotations
+
+from labelmux_client._client import AsyncClient, Client
+from labelmux_client._constants import VERSION
+from labelmux_client._errors import (
+    AdapterRefusedError,
+    AdminOffError,
+    AnswerError,
+    ConflictError,
+    InvalidRequestError,
+    LabelmuxError,
+    NoPreviousVersionError,
+    NotFoundError,
+    NotReadyError,
+    OverloadedError,
+    ServerFailureError,
+    StatusError,
+    TaskExistsError,
+    TaskNotFoundError,
+    TransportError,
+    UnauthorizedError,
+    VersionActiveError,
+    VersionNotFoundError,
+)
+from labelmux_client._types import (
+    ClassifyResult,
+    EncoderInfo,
+    HistoryEntry,
+    LabelScore,
+    Prediction,
+    PushResult,
+    ServerInfo,
+    TaskFailure,
+    TaskInfo,
+    TextResult,
+    VersionInfo,
+    VersionList,
+    VersionRef,
+)
+
+__version__ = VERSION
+
+__all__ = [
+    "AdapterRefusedError",
+    "AdminOffError",
+    "AnswerError",
+    "AsyncClient",
+    "ClassifyResult",
+    "Client",
+    "ConflictError",
+    "EncoderInfo",
+    "HistoryEntry",
+    "InvalidRequestError",
+    "LabelScore",
+    "LabelmuxError",
+    "NoPreviousVersionError",
+    "NotFoundError",
+    "NotReadyError",
+    "OverloadedError",
+    "Prediction",
+    "PushResult",
+    "ServerFailureError",
+    "ServerInfo",
+    "StatusError",
+    "TaskExistsError",
+    "TaskFailure",
+    "TaskInfo",
+    "TaskNotFoundError",
+    "TextResult",
+    "TransportError",
+    "UnauthorizedError",
+    "VersionActiveError",
+    "VersionInfo",
+    "VersionList",
+    "VersionNotFoundError",
+    "VersionRef",
+    "__version__",
+]

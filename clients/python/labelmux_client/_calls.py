@@ -1,0 +1,357 @@
+"""The one request builder and the one answer parser, for the sync and the async client alike.
+
+Each function below returns a ``Call``: what to send, how to read the answer, when to send it again.
+No input or output happens here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Generic, Literal, TypeVar
+from urllib.parse import quote
+
+import httpx2
+
+from labelmux_client._errors import AnswerError, StatusError, error_class
+from labelmux_client._types import (
+    ClassifyResult,
+    EncoderInfo,
+    HistoryEntry,
+    LabelScore,
+    Prediction,
+    PushResult,
+    ServerInfo,
+    TaskFailure,
+    TaskInfo,
+    TextResult,
+    VersionInfo,
+    VersionList,
+    VersionRef,
+)
+
+__all__: list[str] = []
+
+T = TypeVar("T")
+
+#: When a request may be sent again. ``refused``: only where the server said that it did nothing
+#: (429, 503). ``always``: also where no answer came, as a second time changes nothing.
+Repeat = Literal["never", "refused", "always"]
+
+_SHOWN_CHARS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request and how to read its answer."""
+
+    method: str
+    path: str
+    #: Takes an answer with a status below 300.
+    read: Callable[[httpx2.Response], T]
+    repeat: Repeat = "always"
+    content: bytes | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, int] = field(default_factory=dict)
+
+    def parse(self, response: httpx2.Response) -> T:
+        """What the answer says.
+
+        Raises:
+            StatusError: the server said no.
+            AnswerError: the answer is not one that a labelmux server gives.
+        """
+        if response.status_code >= 400:
+            raise status_error(response)
+        if response.status_code >= 300:
+            raise AnswerError(
+                f"{self.method} {self.path}: answered with a redirect ({response.status_code}) to "
+                f"{response.headers.get('Location', 'nowhere')}; use that address as base_url"
+            )
+        try:
+            return self.read(response)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise AnswerError(
+                f"{self.method} {self.path}: the answer is not one of a labelmux server "
+                f"({type(error).__name__}: {error}); check the address: "
+                f"{response.text[:_SHOWN_CHARS]!r}"
+            ) from error
+
+
+def status_error(response: httpx2.Response) -> StatusError:
+    """The error that an answer with a status of 400 or more stands for."""
+    status = response.status_code
+    request_id = response.headers.get("X-Request-Id")
+    try:
+        fields = dict(response.json()["error"])
+        code, message = str(fields.pop("code")), str(fields.pop("message"))
+    except (KeyError, TypeError, ValueError):
+        shown = " ".join(response.text[:_SHOWN_CHARS].split())
+        return error_class(status, "")(
+            status=status,
+            code=f"http_{status}",
+            message=f"the server answered {status} {response.reason_phrase}: {shown!r}",
+            request_id=request_id,
+        )
+    return error_class(status, code)(
+        status=status,
+        code=code,
+        message=message,
+        request_id=fields.pop("request_id", None) or request_id,
+        fields=fields,
+    )
+
+
+def classify(
+    texts: str | Sequence[str] | None,
+    *,
+    pairs: Sequence[tuple[str, str]] | None,
+    task: str | None,
+    tasks: str | Sequence[str] | None,
+    top_k: int | None,
+    raw_scores: bool,
+    truncation: bool,
+) -> Call[ClassifyResult]:
+    """Scores of texts or pairs for one task or several."""
+    if (texts is None) == (pairs is None):
+        raise ValueError("give either texts or pairs")
+    if (task is None) == (tasks is None):
+        raise ValueError("give either task (one) or tasks (several)")
+    body: dict[str, Any] = {}
+    if task is not None:
+        body["task"] = task
+    else:
+        assert tasks is not None
+        body["tasks"] = [tasks] if isinstance(tasks, str) else list(tasks)
+    if pairs is not None:
+        body["pairs"] = [_pair(pair) for pair in pairs]
+    else:
+        assert texts is not None
+        body["texts"] = [texts] if isinstance(texts, str) else list(texts)
+    if top_k is not None:
+        body["top_k"] = top_k
+    if raw_scores:
+        body["raw_scores"] = True
+    if not truncation:
+        body["truncation"] = False
+    return _json_call("POST", "/v1/classify", _classify_result, body)
+
+
+def tasks() -> Call[list[TaskInfo]]:
+    """All tasks."""
+    return _json_call(
+        "GET", "/v1/tasks", lambda _, answer: [_task_info(item) for item in answer["tasks"]]
+    )
+
+
+def task(name: str) -> Call[TaskInfo]:
+    """One task."""
+    return _json_call("GET", _task_path(name), lambda _, answer: _task_info(answer))
+
+
+def push(name: str, data: bytes, *, create_only: bool) -> Call[PushResult]:
+    """Make a file the active version of a task."""
+    headers = {
+        "Content-Type": "application/octet-stream",
+        "X-Content-SHA256": hashlib.sha256(data).hexdigest(),
+    }
+    if create_only:
+        headers["If-None-Match"] = "*"
+    return Call(
+        "PUT",
+        _task_path(name, "/adapter"),
+        _push_result,
+        repeat="refused" if create_only else "always",
+        content=data,
+        headers=headers,
+    )
+
+
+def versions(name: str) -> Call[VersionList]:
+    """All versions of a task."""
+    return _json_call("GET", _task_path(name, "/versions"), lambda _, answer: _versions(answer))
+
+
+def activate(name: str, version: int) -> Call[VersionRef]:
+    """Make a version the active one."""
+    return _json_call("POST", _task_path(name, "/activate"), _version_ref, {"version": version})
+
+
+def rollback(name: str) -> Call[VersionRef]:
+    """Make the previously active version the active one."""
+    return _json_call("POST", _task_path(name, "/rollback"), _version_ref, repeat="never")
+
+
+def delete(name: str, version: int | None) -> Call[None]:
+    """Delete a task, or one version of it."""
+    tail = "" if version is None else f"/versions/{version}"
+    return Call("DELETE", _task_path(name, tail), lambda _: None, repeat="refused")
+
+
+def download(name: str, version: int | None) -> Call[bytes]:
+    """The bytes of a version."""
+    params = {} if version is None else {"version": version}
+    return Call("GET", _task_path(name, "/adapter"), _adapter_bytes, params=params)
+
+
+def info() -> Call[ServerInfo]:
+    """What the server is."""
+    return _json_call("GET", "/v1/info", lambda _, answer: _server_info(answer))
+
+
+def ready() -> Call[bool]:
+    """Whether the server takes requests."""
+    return Call("GET", "/health/ready", lambda _: True, repeat="never")
+
+
+def _task_path(name: str, tail: str = "") -> str:
+    return f"/v1/tasks/{quote(name, safe='')}{tail}"
+
+
+def _json_call(
+    method: str,
+    path: str,
+    read: Callable[[httpx2.Response, Any], T],
+    body: Mapping[str, Any] | None = None,
+    *,
+    repeat: Repeat = "always",
+) -> Call[T]:
+    return Call(
+        method,
+        path,
+        lambda response: read(response, response.json()),
+        repeat=repeat,
+        content=None if body is None else json.dumps(body, allow_nan=False).encode(),
+        headers={} if body is None else {"Content-Type": "application/json"},
+    )
+
+
+def _pair(pair: Sequence[str]) -> list[str]:
+    if isinstance(pair, str) or len(pair) != 2:
+        raise ValueError(f"each of pairs is two texts, not {pair!r}")
+    return list(pair)
+
+
+def _classify_result(response: httpx2.Response, answer: Any) -> ClassifyResult:
+    return ClassifyResult(
+        results=tuple(_text_result(item["predictions"]) for item in answer["results"]),
+        encoder_rows=answer["encoder_rows"],
+        tokens=answer["tokens"],
+        request_id=response.headers.get("X-Request-Id"),
+    )
+
+
+def _text_result(by_task: Mapping[str, Any]) -> TextResult:
+    predictions = {}
+    failures = {}
+    for name, item in by_task.items():
+        if "error" in item:
+            error = item["error"]
+            failures[name] = TaskFailure(name, error["code"], error["message"])
+        else:
+            predictions[name] = _prediction(item)
+    return TextResult(predictions, failures)
+
+
+def _prediction(item: Mapping[str, Any]) -> Prediction:
+    return Prediction(
+        task=item["task"],
+        version=item["version"],
+        digest=item["digest"],
+        labels=tuple(LabelScore(pair["label"], pair["score"]) for pair in item["labels"]),
+        truncated=item["truncated"],
+        calibrated=item["calibrated"],
+    )
+
+
+def _task_info(item: Mapping[str, Any]) -> TaskInfo:
+    return TaskInfo(
+        task=item["task"],
+        method=item["method"],
+        task_kind=item["task_kind"],
+        labels=tuple(item["labels"]),
+        pair=item["pair"],
+        max_tokens=item["max_tokens"],
+        version=item["version"],
+        digest=item["digest"],
+        encoder_fingerprint=item["encoder_fingerprint"],
+        metrics=dict(item["metrics"]),
+        parameters=item["parameters"],
+        parameter_share=item["parameter_share"],
+        size_bytes=item["size_bytes"],
+        created_at=datetime.fromisoformat(item["created_at"]),
+        card=dict(item["card"]),
+    )
+
+
+def _push_result(response: httpx2.Response) -> PushResult:
+    answer = response.json()
+    return PushResult(
+        task=answer["task"],
+        version=answer["version"],
+        digest=answer["digest"],
+        active=answer["active"],
+        created=response.status_code == 201,
+    )
+
+
+def _version_ref(_: httpx2.Response, answer: Any) -> VersionRef:
+    return VersionRef(answer["task"], answer["version"], answer["digest"])
+
+
+def _versions(answer: Mapping[str, Any]) -> VersionList:
+    return VersionList(
+        task=answer["task"],
+        active=answer["active"],
+        versions=tuple(
+            VersionInfo(
+                version=item["version"],
+                digest=item["digest"],
+                size_bytes=item["size_bytes"],
+                created_at=datetime.fromisoformat(item["created_at"]),
+                active=item["active"],
+            )
+            for item in answer["versions"]
+        ),
+        history=tuple(
+            HistoryEntry(
+                at=datetime.fromisoformat(item["at"]),
+                action=item["action"],
+                version=item["version"],
+                digest=item["digest"],
+            )
+            for item in answer["history"]
+        ),
+    )
+
+
+def _adapter_bytes(response: httpx2.Response) -> bytes:
+    """The body, which must be what its ETag says where that is a digest."""
+    data = response.content
+    stated = response.headers.get("ETag", "").removeprefix("W/").strip('"')
+    found = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    if stated.startswith("sha256:") and stated != found:
+        raise ValueError(f"the bytes have the digest {found}, the server states {stated}")
+    return data
+
+
+def _server_info(answer: Mapping[str, Any]) -> ServerInfo:
+    encoder = answer["encoder"]
+    return ServerInfo(
+        name=answer["name"],
+        version=answer["version"],
+        encoder=EncoderInfo(
+            name=encoder["name"],
+            fingerprint=encoder["fingerprint"],
+            hidden_size=encoder["hidden_size"],
+            layers=encoder["layers"],
+            parameters=encoder["parameters"],
+            max_tokens=encoder["max_tokens"],
+        ),
+        tasks=answer["tasks"],
+        limits=dict(answer["limits"]),
+        admin=answer["admin"],
+    )

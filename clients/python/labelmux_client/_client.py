@@ -1,0 +1,355 @@
+"""The sync and the async client: thin twins over ``_calls`` and ``_retry``.
+
+A client may be shared: ``Client`` between threads, ``AsyncClient`` within one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx2
+
+from labelmux_client import _calls
+from labelmux_client._calls import Call, T
+from labelmux_client._constants import (
+    DEFAULT_BASE_URL,
+    DEFAULT_MAX_RETRIES,
+    DEFAULT_TIMEOUT_S,
+    VERSION,
+)
+from labelmux_client._errors import NotReadyError, TransportError
+from labelmux_client._retry import pause_after_answer, pause_after_loss
+from labelmux_client._types import (
+    ClassifyResult,
+    PushResult,
+    ServerInfo,
+    TaskInfo,
+    VersionList,
+    VersionRef,
+)
+
+__all__ = ["AsyncClient", "Client"]
+
+
+class _Address:
+    """Where a client sends what, checked once."""
+
+    def __init__(self, base_url: str, key: str | None, timeout_s: float, max_retries: int) -> None:
+        try:
+            url = httpx2.URL(base_url)
+        except httpx2.InvalidURL as error:
+            raise ValueError(f"base_url is {base_url!r}: {error}") from error
+        if url.scheme not in ("http", "https") or not url.host:
+            raise ValueError(
+                f"base_url is {base_url!r}; give it as {DEFAULT_BASE_URL}, with http:// or https://"
+            )
+        if key is not None and not (key.isascii() and key.isprintable() and key.strip()):
+            raise ValueError("the key is empty, or has characters that a header cannot carry")
+        self.base_url = base_url.rstrip("/")
+        self.shown = f"{url.scheme}://{url.netloc.decode('ascii')}"
+        self.timeout_s = timeout_s
+        self.max_retries = max_retries
+        self.headers = {"User-Agent": f"labelmux-client/{VERSION}", "Accept": "*/*"}
+        if key is not None:
+            self.headers["Authorization"] = f"Bearer {key}"
+
+    def arguments(self, call: Call[Any]) -> dict[str, Any]:
+        """The call as ``httpx2.Client.request`` takes it."""
+        return {
+            "method": call.method,
+            "url": self.base_url + call.path,
+            "content": call.content,
+            "headers": {**self.headers, **call.headers},
+            "params": dict(call.params) or None,
+            "timeout": self.timeout_s,
+            "follow_redirects": False,
+        }
+
+    def lost(self, call: Call[Any], error: httpx2.RequestError) -> TransportError:
+        """The error to raise when no answer came."""
+        if isinstance(error, httpx2.TimeoutException):
+            problem = f"no answer within {self.timeout_s:g} s"
+        else:
+            problem = f"no answer ({error or type(error).__name__})"
+        return TransportError(
+            f"{call.method} {call.path}: {problem} from {self.shown}; "
+            "is a labelmux server running there?"
+        )
+
+
+class Client:
+    """A labelmux server, from code that waits for answers.
+
+    Args:
+        base_url: scheme, host and port, and a path where a proxy adds one.
+        key: the admin key, for servers that ask for one.
+        timeout_s: longest wait for one attempt to connect, and between two pieces of the answer.
+        max_retries: attempts after the first, on 429, on 503, and where no answer came. Rollback is
+            never sent twice; delete and a create-only push only where the server refused.
+        http_client: what to send with, for proxies, certificates or tests; the caller closes it.
+        sleep: what waits between attempts.
+
+    Every method raises ``TransportError``, ``AnswerError`` or a ``StatusError``.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_url: str = DEFAULT_BASE_URL,
+        key: str | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        max_retries: int = DEFAULT_MAX_RETRIES,
+        http_client: httpx2.Client | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._address = _Address(base_url, key, timeout_s, max_retries)
+        self._owned = http_client is None
+        self._http = http_client or httpx2.Client()
+        self._sleep = sleep
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections, unless ``http_client`` was given."""
+        if self._owned:
+            self._http.close()
+
+    def classify(
+        self,
+        texts: str | Sequence[str] | None = None,
+        *,
+        pairs: Sequence[tuple[str, str]] | None = None,
+        task: str | None = None,
+        tasks: str | Sequence[str] | None = None,
+        top_k: int | None = None,
+        raw_scores: bool = False,
+        truncation: bool = True,
+    ) -> ClassifyResult:
+        """Scores of texts (or of pairs of texts) for one task or several.
+
+        With ``task``, a failure of the task is raised here. With ``tasks``, it stands in the result
+        beside the answers of the other tasks, and is raised when that task's prediction is taken.
+
+        Args:
+            texts: one text, or several.
+            pairs: two texts each, for tasks that read two; instead of ``texts``.
+            task: name of one task; ``name@3`` is its version 3.
+            tasks: names of several tasks, or ``"*"`` for all; instead of ``task``.
+            top_k: give only so many labels, the likeliest.
+            raw_scores: give logits instead of probabilities.
+            truncation: False makes a text that is too long an error.
+
+        Raises:
+            ValueError: both or neither of two arguments that exclude each other.
+        """
+        return self._send(
+            _calls.classify(
+                texts,
+                pairs=pairs,
+                task=task,
+                tasks=tasks,
+                top_k=top_k,
+                raw_scores=raw_scores,
+                truncation=truncation,
+            )
+        )
+
+    def tasks(self) -> list[TaskInfo]:
+        """All tasks that the server has."""
+        return self._send(_calls.tasks())
+
+    def task(self, name: str) -> TaskInfo:
+        """One task and its active version."""
+        return self._send(_calls.task(name))
+
+    def push(self, name: str, data: bytes | Path, *, create_only: bool = False) -> PushResult:
+        """Make an adapter file the active version of a task, at once.
+
+        The very same file twice is one version. ``create_only`` refuses a task that exists.
+        """
+        content = data.read_bytes() if isinstance(data, Path) else data
+        return self._send(_calls.push(name, content, create_only=create_only))
+
+    def versions(self, name: str) -> VersionList:
+        """All versions of a task, and its history."""
+        return self._send(_calls.versions(name))
+
+    def activate(self, name: str, version: int) -> VersionRef:
+        """Make a version of a task the active one."""
+        return self._send(_calls.activate(name, version))
+
+    def rollback(self, name: str) -> VersionRef:
+        """Make the previously active version of a task the active one; returns it."""
+        return self._send(_calls.rollback(name))
+
+    def delete(self, name: str, *, version: int | None = None) -> None:
+        """Delete a task with all its versions, or one version that is not active."""
+        return self._send(_calls.delete(name, version))
+
+    def download(self, name: str, *, version: int | None = None) -> bytes:
+        """The adapter file of a task: of its active version, or of the one given."""
+        return self._send(_calls.download(name, version))
+
+    def info(self) -> ServerInfo:
+        """What the server is: its encoder, its limits, who may change tasks."""
+        return self._send(_calls.info())
+
+    def ready(self) -> bool:
+        """Whether a server is there and takes requests; asks once."""
+        try:
+            return self._send(_calls.ready())
+        except (TransportError, NotReadyError):
+            return False
+
+    def _send(self, call: Call[T]) -> T:
+        attempt = 0
+        while True:
+            try:
+                response = self._http.request(**self._address.arguments(call))
+            except httpx2.RequestError as error:
+                pause_s = pause_after_loss(call.repeat, attempt, self._address.max_retries, error)
+                if pause_s is None:
+                    raise self._address.lost(call, error) from error
+            else:
+                pause_s = pause_after_answer(
+                    call.repeat, attempt, self._address.max_retries, response
+                )
+                if pause_s is None:
+                    return call.parse(response)
+            self._sleep(pause_s)
+            attempt += 1
+
+
+class AsyncClient:
+    """A labelmux server, from asyncio code. Arguments and methods are those of ``Client``."""
+
+    def __init__(
+        self,
+        *,
+        base_url: str = DEFAULT_BASE_URL,
+        key: str | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        max_retries: int = DEFAULT_MAX_RETRIES,
+        http_client: httpx2.AsyncClient | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._address = _Address(base_url, key, timeout_s, max_retries)
+        self._owned = http_client is None
+        self._http = http_client or httpx2.AsyncClient()
+        self._sleep = sleep
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """As ``Client.close``."""
+        if self._owned:
+            await self._http.aclose()
+
+    async def classify(
+        self,
+        texts: str | Sequence[str] | None = None,
+        *,
+        pairs: Sequence[tuple[str, str]] | None = None,
+        task: str | None = None,
+        tasks: str | Sequence[str] | None = None,
+        top_k: int | None = None,
+        raw_scores: bool = False,
+        truncation: bool = True,
+    ) -> ClassifyResult:
+        """As ``Client.classify``."""
+        return await self._send(
+            _calls.classify(
+                texts,
+                pairs=pairs,
+                task=task,
+                tasks=tasks,
+                top_k=top_k,
+                raw_scores=raw_scores,
+                truncation=truncation,
+            )
+        )
+
+    async def tasks(self) -> list[TaskInfo]:
+        """As ``Client.tasks``."""
+        return await self._send(_calls.tasks())
+
+    async def task(self, name: str) -> TaskInfo:
+        """As ``Client.task``."""
+        return await self._send(_calls.task(name))
+
+    async def push(self, name: str, data: bytes | Path, *, create_only: bool = False) -> PushResult:
+        """As ``Client.push``."""
+        content = await asyncio.to_thread(data.read_bytes) if isinstance(data, Path) else data
+        return await self._send(_calls.push(name, content, create_only=create_only))
+
+    async def versions(self, name: str) -> VersionList:
+        """As ``Client.versions``."""
+        return await self._send(_calls.versions(name))
+
+    async def activate(self, name: str, version: int) -> VersionRef:
+        """As ``Client.activate``."""
+        return await self._send(_calls.activate(name, version))
+
+    async def rollback(self, name: str) -> VersionRef:
+        """As ``Client.rollback``."""
+        return await self._send(_calls.rollback(name))
+
+    async def delete(self, name: str, *, version: int | None = None) -> None:
+        """As ``Client.delete``."""
+        return await self._send(_calls.delete(name, version))
+
+    async def download(self, name: str, *, version: int | None = None) -> bytes:
+        """As ``Client.download``."""
+        return await self._send(_calls.download(name, version))
+
+    async def info(self) -> ServerInfo:
+        """As ``Client.info``."""
+        return await self._send(_calls.info())
+
+    async def ready(self) -> bool:
+        """As ``Client.ready``."""
+        try:
+            return await self._send(_calls.ready())
+        except (TransportError, NotReadyError):
+            return False
+
+    async def _send(self, call: Call[T]) -> T:
+        attempt = 0
+        while True:
+            try:
+                response = await self._http.request(**self._address.arguments(call))
+            except httpx2.RequestError as error:
+                pause_s = pause_after_loss(call.repeat, attempt, self._address.max_retries, error)
+                if pause_s is None:
+                    raise self._address.lost(call, error) from error
+            else:
+                pause_s = pause_after_answer(
+                    call.repeat, attempt, self._address.max_retries, response
+                )
+                if pause_s is None:
+                    return call.parse(response)
+            await self._sleep(pause_s)
+            attempt += 1

@@ -1,0 +1,254 @@
+"""What a server answers, as frozen values. Unknown fields of a newer server are passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from labelmux_client._errors import error_class
+
+__all__ = [
+    "ClassifyResult",
+    "EncoderInfo",
+    "HistoryEntry",
+    "LabelScore",
+    "Prediction",
+    "PushResult",
+    "ServerInfo",
+    "TaskFailure",
+    "TaskInfo",
+    "TextResult",
+    "VersionInfo",
+    "VersionList",
+    "VersionRef",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScore:
+    """One label of a task and how likely it is."""
+
+    label: str
+    #: A probability, or a logit where ``raw_scores`` was asked for.
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What one task says of one text."""
+
+    task: str
+    #: The version that answered, and the digest of its file.
+    version: int
+    digest: str
+    #: The likeliest first; at most ``top_k``.
+    labels: tuple[LabelScore, ...]
+    #: The text was longer than the task reads; its end was not seen.
+    truncated: bool
+    #: The scores are probabilities, calibrated on the task's dev set; False for raw scores.
+    calibrated: bool
+
+    @property
+    def label(self) -> str:
+        """The likeliest label."""
+        return self.labels[0].label
+
+    @property
+    def score(self) -> float:
+        """The likeliest label's score."""
+        return self.labels[0].score
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFailure:
+    """Why one task of a call could not answer, while others may have."""
+
+    task: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextResult:
+    """What every task of a call says of one text; ``result["sentiment"]`` is its prediction."""
+
+    #: By task name, as it was asked for.
+    predictions: Mapping[str, Prediction]
+    failures: Mapping[str, TaskFailure]
+
+    def __getitem__(self, task: str) -> Prediction:
+        """The prediction of ``task``.
+
+        Raises:
+            StatusError: of the class that fits, where the task failed.
+            KeyError: the call did not ask for this task.
+        """
+        if task in self.failures:
+            failure = self.failures[task]
+            kind = error_class(200, failure.code)
+            raise kind(status=200, code=failure.code, message=failure.message)
+        return self.predictions[task]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifyResult:
+    """The answer to one call: one ``TextResult`` per text, in the order of the texts.
+
+    For calls with one task, ``predictions`` has the prediction of each text; for calls with one
+    task and one text, ``prediction`` is the only one.
+    """
+
+    results: tuple[TextResult, ...]
+    #: Rows that the encoder ran for this call, and their tokens.
+    encoder_rows: int
+    tokens: int
+    request_id: str | None
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __iter__(self) -> Iterator[TextResult]:
+        return iter(self.results)
+
+    def __getitem__(self, index: int) -> TextResult:
+        return self.results[index]
+
+    @property
+    def predictions(self) -> list[Prediction]:
+        """Each text's prediction, for a call with one task.
+
+        Raises:
+            StatusError: the task failed.
+            ValueError: the call had several tasks; take ``result[0]["task"]`` instead.
+        """
+        return [_only(text) for text in self.results]
+
+    @property
+    def prediction(self) -> Prediction:
+        """The only prediction of a call with one task and one text.
+
+        Raises:
+            StatusError: the task failed.
+            ValueError: there are several; take ``predictions`` or ``result[0]["task"]`` instead.
+        """
+        if len(self.results) != 1:
+            raise ValueError(f"the call had {len(self.results)} texts; take .predictions instead")
+        return _only(self.results[0])
+
+
+def _only(text: TextResult) -> Prediction:
+    names = [*text.predictions, *text.failures]
+    if len(names) != 1:
+        raise ValueError(
+            f'the call was answered for {len(names)} tasks; take result[0]["task"] instead'
+        )
+    return text[names[0]]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskInfo:
+    """One task and its active version."""
+
+    task: str
+    method: str
+    task_kind: str
+    #: In the order of the logits.
+    labels: tuple[str, ...]
+    #: Reads two texts.
+    pair: bool
+    max_tokens: int
+    version: int
+    digest: str
+    encoder_fingerprint: str
+    #: On the task's own dev set, such as accuracy.
+    metrics: Mapping[str, float]
+    parameters: int
+    #: Share of the encoder's parameters.
+    parameter_share: float
+    size_bytes: int
+    #: When this server took the version.
+    created_at: datetime
+    #: Free notes: data, licence, scores.
+    card: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class VersionRef:
+    """One version of a task, by number and digest."""
+
+    task: str
+    version: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class PushResult:
+    """The version that a push made active."""
+
+    task: str
+    version: int
+    digest: str
+    active: bool
+    #: False where this very file already was a version of the task.
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VersionInfo:
+    """One version of a task."""
+
+    version: int
+    digest: str
+    size_bytes: int
+    created_at: datetime
+    active: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """One change to a task: upload, activate, rollback or delete."""
+
+    at: datetime
+    action: str
+    version: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class VersionList:
+    """All versions of a task, and how they came and went."""
+
+    task: str
+    #: The number of the version that serves.
+    active: int
+    versions: tuple[VersionInfo, ...]
+    history: tuple[HistoryEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderInfo:
+    """The frozen encoder under every task of a server."""
+
+    name: str
+    fingerprint: str
+    hidden_size: int
+    layers: int
+    parameters: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What a server is and what it takes."""
+
+    name: str
+    version: str
+    encoder: EncoderInfo
+    #: How many tasks it serves.
+    tasks: int
+    #: By the name of the setting.
+    limits: Mapping[str, Any]
+    #: Who may push and change tasks: ``open``, ``key`` or ``off``.
+    admin: str

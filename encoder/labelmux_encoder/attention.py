@@ -1,0 +1,94 @@
+"""Disentangled attention with its position tables computed once.
+
+DeBERTa's logit between query i and key j is ``q_i.k_j + q_i.Kr[d] + k_j.Qr[d]`` over
+``sqrt(terms * head_size)``, with d = i - j (He et al. 2021, DeBERTa, section 3.1, equation 4). The
+tables Kr and Qr depend on weights alone, so they are laid out once by signed distance. A row of
+length T then needs one contiguous slice of each, and both lookups are strided views of one matrix
+product: no gather.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True, slots=True)
+class PositionTables:
+    """One layer's position terms, a row per signed distance; the scale is folded in.
+
+    Row M-1 is distance 0 in both, where M is the longest row in tokens.
+    """
+
+    #: Keys for the c2p term, distance falling from M-1 to 1-M. [heads, 2M-1, D]
+    key: Tensor | None
+    #: Queries for the p2c term, distance rising from 1-M to M-1. [heads, 2M-1, D]
+    query: Tensor | None
+
+
+def relative_rows(max_tokens: int, span: int, buckets: int, max_distance: int) -> Tensor:
+    """Which row of a relative table serves each signed distance, rising. [2*max_tokens - 1]
+
+    Within half the buckets a distance has a row of its own; beyond, rows are logarithmic.
+    """
+    distance = torch.arange(1 - max_tokens, max_tokens)
+    if buckets > 0:
+        distance = _log_bucket(distance, buckets, max_distance)
+    return (distance + span).clamp(0, 2 * span - 1)
+
+
+def _log_bucket(distance: Tensor, buckets: int, max_distance: int) -> Tensor:
+    middle = buckets // 2
+    magnitude = torch.where(distance.abs() < middle, torch.tensor(middle - 1), distance.abs())
+    # float32 on purpose: the published checkpoints were trained with these exact roundings.
+    scale = torch.log(torch.tensor((max_distance - 1) / middle))
+    logarithmic = torch.ceil(torch.log(magnitude / middle) / scale * (middle - 1)) + middle
+    return torch.where(magnitude <= middle, distance, logarithmic * distance.sign()).long()
+
+
+def disentangled_attention(
+    query: Tensor, key: Tensor, value: Tensor, tables: PositionTables, key_bias: Tensor | None
+) -> Tensor:
+    """Attention output. [B, heads, T, D]
+
+    Args:
+        query: scaled already. [B, heads, T, D]
+        key: [B, heads, T, D]
+        value: [B, heads, T, D]
+        tables: the layer's position terms; either may be absent.
+        key_bias: 0 at real keys, -inf at padding; None where nothing is padded. [B, 1, 1, T]
+    """
+    bias = _position_bias(query, key, tables)
+    if bias is None:
+        bias = key_bias
+    elif key_bias is not None:
+        bias = bias + key_bias
+    return functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
+
+
+def _position_bias(query: Tensor, key: Tensor, tables: PositionTables) -> Tensor | None:
+    tokens = query.shape[-2]
+    bias: Tensor | None = None
+    if tables.key is not None:
+        bias = _by_distance(query @ _for_length(tables.key, tokens).transpose(-1, -2))
+    if tables.query is not None:
+        by_key = _by_distance(key @ _for_length(tables.query, tokens).transpose(-1, -2))
+        bias = by_key.transpose(-1, -2) if bias is None else bias + by_key.transpose(-1, -2)
+    return bias
+
+
+def _for_length(table: Tensor, tokens: int) -> Tensor:
+    longest = (table.shape[-2] + 1) // 2
+    return table[:, longest - tokens : longest + tokens - 1]
+
+
+def _by_distance(products: Tensor) -> Tensor:
+    """View ``products[..., a, T-1-a+b]`` as ``[..., a, b]``. [..., T, 2T-1] -> [..., T, T]"""
+    tokens = products.shape[-2]
+    width = max(2 * tokens - 2, 1)
+    flat = products.flatten(-2)[..., tokens - 1 : tokens - 1 + tokens * width]
+    view: Tensor = flat.unflatten(-1, (tokens, width))[..., :tokens]
+    return view

@@ -1,0 +1,274 @@
+"""The forward pass of a DeBERTa-v2/v3 encoder.
+
+``derive`` turns a checkpoint's tensors into the constants that the pass reads: fused projections
+with the attention scale folded in, and position tables by distance. ``run_pass`` is a pure function
+of those constants, so training, which derives them anew at every step, and serving, which derives
+them once, share one forward. ``FrozenEncoder`` is the serving form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from labelmux_encoder.attention import PositionTables, disentangled_attention, relative_rows
+from labelmux_encoder.config import EncoderConfig
+from labelmux_encoder.errors import InputTooLongError
+
+State = Mapping[str, Tensor]
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": functional.gelu,
+    "gelu_new": lambda x: functional.gelu(x, approximate="tanh"),
+    "relu": functional.relu,
+    "tanh": torch.tanh,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """A linear map's weight [out, in] and bias [out], or a LayerNorm's scale and shift [H]."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTensors:
+    """The constants of one layer."""
+
+    #: Query, key and value projections stacked; the query part carries the scale. [3H, H]
+    qkv: Affine
+    positions: PositionTables
+    attention_out: Affine
+    attention_norm: Affine
+    ffn_in: Affine
+    ffn_out: Affine
+    ffn_norm: Affine
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderTensors:
+    """The constants of the whole pass."""
+
+    words: Tensor  # [V, E]
+    positions: Tensor | None  # [P, E]
+    types: Tensor | None  # [types, E]
+    embed_proj: Tensor | None  # [H, E]
+    embed_norm: Affine
+    convolution: Affine | None  # weight [H, H/groups, K]
+    convolution_norm: Affine | None
+    layers: tuple[LayerTensors, ...]
+
+
+def derive(config: EncoderConfig, state: State, max_tokens: int | None = None) -> EncoderTensors:
+    """Constants of the pass, from a checkpoint's tensors; differentiable in them.
+
+    Args:
+        config: the encoder's shape.
+        state: tensors by the checkpoint's names, without the ``deberta.`` prefix.
+        max_tokens: longest row that the position tables serve; the config's limit by default.
+    """
+    longest = max_tokens or config.max_tokens
+    table = _relative_table(config, state)
+    rows = relative_rows(
+        longest, config.relative_span, config.position_buckets, config.max_relative_positions
+    )
+    return EncoderTensors(
+        words=state["embeddings.word_embeddings.weight"],
+        positions=state.get("embeddings.position_embeddings.weight"),
+        types=state.get("embeddings.token_type_embeddings.weight"),
+        embed_proj=state.get("embeddings.embed_proj.weight"),
+        embed_norm=_affine(state, "embeddings.LayerNorm"),
+        convolution=_affine(state, "encoder.conv.conv") if config.conv_kernel_size else None,
+        convolution_norm=_affine(state, "encoder.conv.LayerNorm")
+        if config.conv_kernel_size
+        else None,
+        layers=tuple(
+            _derive_layer(config, state, f"encoder.layer.{index}.", table, rows)
+            for index in range(config.num_layers)
+        ),
+    )
+
+
+def _relative_table(config: EncoderConfig, state: State) -> Tensor | None:
+    if not config.relative_attention:
+        return None
+    table = state["encoder.rel_embeddings.weight"][: 2 * config.relative_span]
+    if config.normalise_relative_table:
+        table = _normalise(config, table, _affine(state, "encoder.LayerNorm"))
+    return table
+
+
+def _derive_layer(
+    config: EncoderConfig, state: State, prefix: str, table: Tensor | None, rows: Tensor
+) -> LayerTensors:
+    scale = 1.0 / math.sqrt(config.head_size * config.score_terms)
+    attention = f"{prefix}attention.self."
+    query = _affine(state, f"{attention}query_proj")
+    parts = [
+        Affine(query.weight * scale, None if query.bias is None else query.bias * scale),
+        _affine(state, f"{attention}key_proj"),
+        _affine(state, f"{attention}value_proj"),
+    ]
+    return LayerTensors(
+        qkv=Affine(
+            torch.cat([part.weight for part in parts]),
+            torch.cat([part.bias for part in parts if part.bias is not None]),
+        ),
+        positions=_derive_positions(config, state, attention, table, rows, scale),
+        attention_out=_affine(state, f"{prefix}attention.output.dense"),
+        attention_norm=_affine(state, f"{prefix}attention.output.LayerNorm"),
+        ffn_in=_affine(state, f"{prefix}intermediate.dense"),
+        ffn_out=_affine(state, f"{prefix}output.dense"),
+        ffn_norm=_affine(state, f"{prefix}output.LayerNorm"),
+    )
+
+
+def _derive_positions(
+    config: EncoderConfig,
+    state: State,
+    attention: str,
+    table: Tensor | None,
+    rows: Tensor,
+    scale: float,
+) -> PositionTables:
+    if table is None:
+        return PositionTables(None, None)
+    key_name, query_name = ("key_proj", "query_proj")
+    if not config.share_att_key:
+        key_name, query_name = ("pos_key_proj", "pos_query_proj")
+    rows = rows.to(table.device)
+
+    def project(name: str, order: Tensor) -> Tensor:
+        affine = _affine(state, attention + name)
+        projected = functional.linear(table, affine.weight, affine.bias)[order]
+        return projected.view(-1, config.num_heads, config.head_size).transpose(0, 1)
+
+    return PositionTables(
+        key=project(key_name, rows.flip(0)).contiguous() if config.c2p else None,
+        query=(project(query_name, rows) * scale).contiguous() if config.p2c else None,
+    )
+
+
+def _affine(state: State, name: str) -> Affine:
+    return Affine(state[f"{name}.weight"], state.get(f"{name}.bias"))
+
+
+def run_pass(
+    config: EncoderConfig,
+    tensors: EncoderTensors,
+    token_ids: Tensor,
+    mask: Tensor,
+    type_ids: Tensor | None = None,
+) -> list[Tensor]:
+    """Hidden states of every layer, the embedding output first. L+1 of [B, T, H]
+
+    Positions where ``mask`` is False hold finite values without meaning.
+
+    Args:
+        token_ids: [B, T]
+        mask: True at real tokens, which fill each row from the left. [B, T]
+        type_ids: which text of a pair a token is from; zeros by default. [B, T]
+
+    Raises:
+        InputTooLongError: T is above the encoder's limit.
+    """
+    if token_ids.shape[1] > config.max_tokens:
+        raise InputTooLongError(token_ids.shape[1], config.max_tokens)
+    embedded = _embed(config, tensors, token_ids, mask, type_ids)
+    key_bias: Tensor | None = None
+    if not bool(mask.all()):
+        key_bias = torch.zeros(mask.shape, dtype=embedded.dtype, device=mask.device)
+        key_bias = key_bias.masked_fill(~mask, float("-inf"))[:, None, None, :]
+    states = [embedded]
+    for index, layer in enumerate(tensors.layers):
+        hidden = _run_layer(config, layer, states[-1], key_bias)
+        if index == 0 and tensors.convolution is not None:
+            hidden = _convolve(config, tensors, embedded, hidden, mask)
+        states.append(hidden)
+    return states
+
+
+def _embed(
+    config: EncoderConfig,
+    tensors: EncoderTensors,
+    token_ids: Tensor,
+    mask: Tensor,
+    type_ids: Tensor | None,
+) -> Tensor:
+    embedded = functional.embedding(token_ids, tensors.words)
+    if tensors.positions is not None:
+        embedded = embedded + tensors.positions[: token_ids.shape[1]]
+    if tensors.types is not None:
+        types = torch.zeros_like(token_ids) if type_ids is None else type_ids
+        embedded = embedded + functional.embedding(types, tensors.types)
+    if tensors.embed_proj is not None:
+        embedded = functional.linear(embedded, tensors.embed_proj)
+    return _normalise(config, embedded, tensors.embed_norm) * mask.unsqueeze(-1)
+
+
+def _run_layer(
+    config: EncoderConfig, layer: LayerTensors, hidden: Tensor, key_bias: Tensor | None
+) -> Tensor:
+    qkv = functional.linear(hidden, layer.qkv.weight, layer.qkv.bias)  # [B, T, 3H]
+    qkv = qkv.unflatten(-1, (3, config.num_heads, config.head_size))
+    query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))  # [B, heads, T, D]
+    context = disentangled_attention(query, key, value, layer.positions, key_bias)
+    context = context.transpose(1, 2).flatten(2)  # [B, T, H]
+    attended = functional.linear(context, layer.attention_out.weight, layer.attention_out.bias)
+    attended = _normalise(config, attended + hidden, layer.attention_norm)
+    inner = functional.linear(attended, layer.ffn_in.weight, layer.ffn_in.bias)
+    inner = _ACTIVATIONS[config.hidden_act](inner)
+    outer = functional.linear(inner, layer.ffn_out.weight, layer.ffn_out.bias)
+    return _normalise(config, outer + attended, layer.ffn_norm)
+
+
+def _convolve(
+    config: EncoderConfig, tensors: EncoderTensors, embedded: Tensor, hidden: Tensor, mask: Tensor
+) -> Tensor:
+    """The convolution of v2-xlarge and v2-xxlarge: over the embeddings, added to layer 0."""
+    assert tensors.convolution is not None and tensors.convolution_norm is not None
+    convolved = functional.conv1d(
+        embedded.transpose(1, 2),
+        tensors.convolution.weight,
+        tensors.convolution.bias,
+        padding=config.conv_kernel_size // 2,
+        groups=config.conv_groups,
+    ).transpose(1, 2)
+    convolved = _ACTIVATIONS[config.conv_act](convolved * mask.unsqueeze(-1))
+    return _normalise(config, hidden + convolved, tensors.convolution_norm) * mask.unsqueeze(-1)
+
+
+def _normalise(config: EncoderConfig, x: Tensor, affine: Affine) -> Tensor:
+    return functional.layer_norm(
+        x, (x.shape[-1],), affine.weight, affine.bias, config.layer_norm_eps
+    )
+
+
+class FrozenEncoder:
+    """An encoder ready to serve: constants derived, no gradients.
+
+    Not bound to a thread, but one pass at a time uses the device well.
+    """
+
+    def __init__(self, config: EncoderConfig, state: State, fingerprint: str) -> None:
+        self.config = config
+        self.fingerprint = fingerprint
+        #: Values in the checkpoint, embeddings counted.
+        self.parameter_count = sum(tensor.numel() for tensor in state.values())
+        with torch.no_grad():
+            self._tensors = derive(config, state)
+
+    @torch.inference_mode()
+    def __call__(self, token_ids: Tensor, mask: Tensor, type_ids: Tensor | None = None) -> Tensor:
+        """Features of a padded batch, every layer's. [L+1, B, T, H]
+
+        See ``run_pass`` for the arguments and errors.
+        """
+        return torch.stack(run_pass(self.config, self._tensors, token_ids, mask, type_ids))

@@ -1,0 +1,138 @@
+"""Texts and pairs to token ids.
+
+Text is text: a literal ``[SEP]`` in a user's text is split like any other word, never read as the
+special token. Truncation is reported per row. A tokenizer must not be shared between threads (the
+fast tokenizers keep mutable settings); ``clone`` makes one for each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import pre_tokenizers
+
+from labelmux_encoder.errors import CheckpointError
+
+#: One text, or two that the task reads together.
+TextInput = str | tuple[str, str]
+
+#: Their ids stand for the tokenizer's behaviour in its digest: case, accents, punctuation, spaces,
+#: numbers, unknown characters, special tokens written as text, and pairs.
+_PROBES: tuple[TextInput, ...] = (
+    "The quick brown fox, jumping over 12,345 lazy dogs!",
+    "Ünïcödé   spaces\tand\nlines -- naïve café",
+    "literal [SEP] and [CLS] and [MASK] in text",
+    "mixedCASE don't co-operate e-mail@example.com #tag 🙂 漢字",
+    ("first text", "second text"),
+    "",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """One text or pair as the encoder reads it, special tokens included."""
+
+    token_ids: tuple[int, ...]
+    #: 0 for the first text and its special tokens, 1 for the second's.
+    type_ids: tuple[int, ...]
+    truncated: bool
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer. Not for use by two threads at once."""
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self._source = backend.to_str()
+        self._backend = backend
+        self._backend.encode_special_tokens = True
+        self._backend.pre_tokenizer = _without_special_pieces(backend)
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self._limit_tokens: int | None = None
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Tokenizer:
+        """Read ``tokenizer.json``, or build the same tokenizer from ``spm.model``.
+
+        Raises:
+            CheckpointError: neither file is there, or one cannot be read.
+        """
+        ready = folder / "tokenizer.json"
+        if ready.is_file():
+            try:
+                return cls(tokenizers.Tokenizer.from_file(str(ready)))
+            except Exception as error:
+                raise CheckpointError(
+                    str(folder), f"tokenizer.json cannot be read ({error})", "replace the file"
+                ) from error
+        if (folder / "spm.model").is_file():
+            return cls(_from_sentencepiece(folder))
+        raise CheckpointError(
+            str(folder), "no tokenizer.json and no spm.model", "add one of these files"
+        )
+
+    def clone(self) -> Tokenizer:
+        """An equal tokenizer that another thread may use."""
+        return Tokenizer(tokenizers.Tokenizer.from_str(self._source))
+
+    def encode(self, texts: Sequence[TextInput], max_tokens: int) -> list[TokenRow]:
+        """Token rows in the order of ``texts``; longer ones are cut to ``max_tokens`` and say so.
+
+        A pair loses tokens from the longer of its texts first. Special tokens are never cut.
+        """
+        if max_tokens != self._limit_tokens:
+            self._backend.enable_truncation(max_tokens, strategy="longest_first")
+            self._limit_tokens = max_tokens
+        return [
+            TokenRow(tuple(found.ids), tuple(found.type_ids), bool(found.overflowing))
+            for found in self._backend.encode_batch(list(texts))
+        ]
+
+    def digest(self) -> str:
+        """SHA-256 over the vocabulary in id order and the ids of fixed probe texts.
+
+        Equal for one tokenizer read from ``tokenizer.json`` or from ``spm.model``, and stable over
+        releases of the tokenizer library as long as they tokenise alike.
+        """
+        by_id = sorted((index, token) for token, index in self._backend.get_vocab().items())
+        probes = [row.token_ids for row in self.encode(_PROBES, 512)]
+        text = json.dumps([by_id, probes], ensure_ascii=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _without_special_pieces(backend: tokenizers.Tokenizer) -> pre_tokenizers.PreTokenizer:
+    """The backend's pre-tokenizer, and a cut inside whatever is written like a special token.
+
+    A unigram vocabulary lists the special tokens as pieces and would find them in a user's text;
+    SentencePiece itself never does. No piece spans a cut.
+    """
+    steps = [backend.pre_tokenizer] if backend.pre_tokenizer is not None else []
+    special = [token.content for token in backend.get_added_tokens_decoder().values()]
+    for content in special:
+        if len(content) > 1:
+            first, rest = re.escape(content[0]), re.escape(content[1:])
+            steps.append(pre_tokenizers.Split(tokenizers.Regex(f"{first}(?={rest})"), "isolated"))
+    return pre_tokenizers.Sequence(steps)
+
+
+def _from_sentencepiece(folder: Path) -> tokenizers.Tokenizer:
+    from transformers import DebertaV2Tokenizer
+
+    settings = folder / "tokenizer_config.json"
+    raw: dict[str, Any] = json.loads(settings.read_text()) if settings.is_file() else {}
+    kept = {key: raw[key] for key in ("do_lower_case", "split_by_punct") if key in raw}
+    try:
+        built = DebertaV2Tokenizer.from_pretrained(folder, local_files_only=True, **kept)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            str(folder), f"spm.model cannot be read ({error})", "replace the file"
+        ) from error
+    backend: tokenizers.Tokenizer = built.backend_tokenizer
+    return tokenizers.Tokenizer.from_str(backend.to_str())

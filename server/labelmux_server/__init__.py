@@ -1,0 +1,1 @@
+"""Requests in, predictions out: the HTTP server over one encoder and a bank of adapters."""

@@ -1,0 +1,107 @@
+"""Adapter files on disk, named by the SHA-256 of their bytes: ``blobs/sha256/ab/<hex>``.
+
+A file is whole under its name or not there: it is written beside it, synced, renamed, and the
+folder synced. Nothing that a client names becomes a path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Set
+from pathlib import Path
+
+from labelmux_server.errors import StateError
+
+DIGEST_PREFIX = "sha256:"
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+def digest_of(data: bytes) -> str:
+    """The name of these bytes."""
+    return DIGEST_PREFIX + hashlib.sha256(data).hexdigest()
+
+
+class DamagedBlobError(StateError):
+    """A blob is missing, or its bytes are not those that its name states."""
+
+
+class Blobs:
+    """The folder of adapter files; any thread may use it."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._root = state_dir / "blobs" / "sha256"
+        self._quarantine = state_dir / "quarantine"
+        self._root.mkdir(parents=True, exist_ok=True)
+        sync_folder(state_dir)
+        sync_folder(self._root.parent)
+
+    def put(self, digest: str, data: bytes) -> None:
+        """Once this returns, the bytes survive a loss of power."""
+        path = self._path(digest)
+        if not path.parent.is_dir():
+            path.parent.mkdir(exist_ok=True)
+            sync_folder(self._root)
+        beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            with beside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+    def read(self, digest: str) -> bytes:
+        """The bytes, checked against their name.
+
+        Raises:
+            DamagedBlobError: missing, unreadable or changed.
+        """
+        try:
+            data = self._path(digest).read_bytes()
+        except OSError as error:
+            raise DamagedBlobError(f"adapter file {digest} cannot be read: {error}") from error
+        found = digest_of(data)
+        if found != digest:
+            raise DamagedBlobError(f"adapter file {digest} has changed on disk: it is {found} now")
+        return data
+
+    def remove(self, digest: str) -> None:
+        """Forget a file that no version needs any more."""
+        self._path(digest).unlink(missing_ok=True)
+
+    def set_aside(self, digest: str) -> None:
+        """Move a damaged file out of the way, for people to look at."""
+        path = self._path(digest)
+        if path.is_file():
+            self._quarantine.mkdir(exist_ok=True)
+            path.replace(self._quarantine / path.name)
+
+    def sweep(self, needed: Set[str]) -> list[str]:
+        """Remove what no version needs: files of uploads that were never acknowledged."""
+        removed = []
+        for path in sorted(self._root.glob("*/*")):
+            if path.is_file() and DIGEST_PREFIX + path.name not in needed:
+                path.unlink()
+                removed.append(path.name)
+        return removed
+
+    def _path(self, digest: str) -> Path:
+        name = digest.removeprefix(DIGEST_PREFIX)
+        if not _HEX.fullmatch(name):
+            raise DamagedBlobError(f"{digest!r} is no SHA-256 digest")
+        return self._root / name[:2] / name
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

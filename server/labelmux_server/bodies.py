@@ -1,0 +1,120 @@
+"""Request bodies: read with a running count, checked, and watched for callers that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
+
+from labelmux_server.errors import (
+    BodyTooLargeError,
+    CallerGoneError,
+    InvalidJsonError,
+    InvalidRequestError,
+    MediaTypeError,
+    ServerError,
+    UploadTooLargeError,
+)
+
+Body = TypeVar("Body", bound=BaseModel)
+Result = TypeVar("Result")
+
+JSON_TYPE = "application/json"
+BYTES_TYPE = "application/octet-stream"
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
+
+async def read_json(request: Request, kind: type[Body], limit_bytes: int) -> Body:
+    """The body as ``kind``.
+
+    Raises:
+        MediaTypeError, BodyTooLargeError, InvalidJsonError, InvalidRequestError
+    """
+    found = _media_type(request)
+    if found != JSON_TYPE:
+        raise MediaTypeError(found, JSON_TYPE)
+    data = await _read(request, limit_bytes, BodyTooLargeError(limit_bytes))
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        raise _translated(error) from error
+
+
+async def read_upload(request: Request, limit_bytes: int) -> bytes:
+    """The body as it is.
+
+    Raises:
+        MediaTypeError, UploadTooLargeError
+    """
+    found = _media_type(request)
+    if found not in ("", BYTES_TYPE):
+        raise MediaTypeError(found, BYTES_TYPE)
+    return await _read(request, limit_bytes, UploadTooLargeError(limit_bytes))
+
+
+def stated_sha256(request: Request) -> str | None:
+    """The digest that the caller states for its body.
+
+    Raises:
+        InvalidRequestError: it is no SHA-256 in hexadecimal.
+    """
+    stated = request.headers.get("x-content-sha256")
+    if stated is not None and not _SHA256.fullmatch(stated):
+        raise InvalidRequestError("X-Content-SHA256", "not 64 hexadecimal digits")
+    return stated
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of ``work``, which is cancelled if the caller leaves. Call once the body is read.
+
+    Raises:
+        CallerGoneError: the caller left.
+    """
+    running = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({running, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            raise CallerGoneError
+        return running.result()
+    finally:
+        watching.cancel()
+        running.cancel()
+        await asyncio.gather(running, watching, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _read(request: Request, limit_bytes: int, too_large: ServerError) -> bytes:
+    stated = request.headers.get("content-length", "")
+    if stated.isdigit() and int(stated) > limit_bytes:
+        raise too_large
+    data = bytearray()
+    try:
+        async for chunk in request.stream():
+            data += chunk
+            if len(data) > limit_bytes:
+                raise too_large
+    except ClientDisconnect as error:
+        raise CallerGoneError from error
+    return bytes(data)
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _translated(error: ValidationError) -> ServerError:
+    first = error.errors(include_url=False, include_input=False)[0]
+    if first["type"] == "json_invalid":
+        return InvalidJsonError(first["msg"].removeprefix("Invalid JSON: "))
+    where = ".".join(str(part) for part in first["loc"]) or "body"
+    return InvalidRequestError(where, first["msg"].removeprefix("Value error, "))

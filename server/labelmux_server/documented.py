@@ -1,0 +1,55 @@
+"""What the OpenAPI document says of errors and of bodies that routes read by themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from labelmux_adapters.errors import AdapterFileError, AdapterMisfitError
+from labelmux_server.errors import TABLE, leaves
+from labelmux_server.schemas import ErrorBody
+
+#: What an adapter file can be refused for.
+ADAPTER_ERRORS = (*leaves(AdapterFileError), *leaves(AdapterMisfitError))
+
+
+def documented(*kinds: type[Exception]) -> dict[int | str, dict[str, Any]]:
+    """A route's errors by status, each naming its codes."""
+    codes: dict[int, list[str]] = {}
+    for kind in kinds:
+        codes.setdefault(TABLE[kind].status, []).append(TABLE[kind].code)
+    return {
+        status: {
+            "model": ErrorBody,
+            "description": ", ".join(f"`{code}`" for code in dict.fromkeys(found)),
+        }
+        for status, found in sorted(codes.items())
+    }
+
+
+def body_of(kind: type[BaseModel]) -> dict[str, Any]:
+    """A JSON body that the route reads by itself."""
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": kind.model_json_schema()}},
+        }
+    }
+
+
+def raw_body(text: str) -> dict[str, Any]:
+    """A body of plain bytes."""
+    schema = {"type": "string", "format": "binary"}
+    return {
+        "requestBody": {
+            "required": True,
+            "description": text,
+            "content": {"application/octet-stream": {"schema": schema}},
+        }
+    }
+
+
+def known_codes() -> dict[str, int]:
+    """Every error code and its status, for the docs."""
+    return {answer.code: answer.status for answer in TABLE.values()}

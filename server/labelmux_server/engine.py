@@ -1,0 +1,253 @@
+"""One classification from texts to logits: leases, tokens, the queue, the wait.
+
+Runs on the event loop; tokenising runs in a small pool whose threads have a tokenizer each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from labelmux_encoder.tokenizer import TextInput, Tokenizer, TokenRow
+from labelmux_server.batcher import Batcher, Row, Submission
+from labelmux_server.errors import (
+    NeedsPairsError,
+    ServerError,
+    TakesSingleTextsError,
+    TextTruncatedError,
+    TimedOutError,
+    TooManyTextsError,
+)
+from labelmux_server.registry import Lease, Registry, Version
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One text for one task: logits [K], or why there are none."""
+
+    logits: Any
+    truncated: bool
+    error: ServerError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One task's part of a call: its version and an outcome per text, or why it has none."""
+
+    name: str
+    version: Version | None
+    error: ServerError | None
+    outcomes: Sequence[Outcome] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """A whole call."""
+
+    columns: Sequence[Column]
+    encoder_rows: int
+    tokens: int
+
+
+class TokenizerPool:
+    """Threads that tokenise, each with a tokenizer of its own."""
+
+    def __init__(self, tokenizer: Tokenizer, threads: int) -> None:
+        self._spare = [tokenizer.clone() for _ in range(threads)]
+        self._own = threading.local()
+        self._pool = ThreadPoolExecutor(threads, "labelmux-tokenizer", self._take_one)
+
+    def close(self) -> None:
+        """Wait for running work and end the threads."""
+        self._pool.shutdown(cancel_futures=True)
+
+    async def encode(
+        self, texts: Sequence[TextInput], limits: Sequence[int]
+    ) -> dict[int, list[TokenRow]]:
+        """Token rows of all texts for each limit in tokens."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, self._encode, texts, limits)
+
+    def _take_one(self) -> None:
+        self._own.tokenizer = self._spare.pop()
+
+    def _encode(
+        self, texts: Sequence[TextInput], limits: Sequence[int]
+    ) -> dict[int, list[TokenRow]]:
+        tokenizer: Tokenizer = self._own.tokenizer
+        found: dict[int, list[TokenRow]] = {}
+        rows: list[TokenRow] = []
+        for limit in sorted(set(limits), reverse=True):
+            if not rows:
+                rows = tokenizer.encode(texts, limit)
+            else:
+                rows = list(rows)
+                longer = [at for at, row in enumerate(rows) if len(row.token_ids) > limit]
+                cut = tokenizer.encode([texts[at] for at in longer], limit)
+                for at, row in zip(longer, cut, strict=True):
+                    rows[at] = row
+            found[limit] = rows
+        return found
+
+
+class Engine:
+    """Answers calls through one batcher."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        batcher: Batcher,
+        tokenizers: TokenizerPool,
+        *,
+        encoder_max_tokens: int,
+        max_rows: int,
+        max_tokens: int,
+        timeout_s: float,
+    ) -> None:
+        self._registry = registry
+        self._batcher = batcher
+        self._tokenizers = tokenizers
+        self._encoder_max_tokens = encoder_max_tokens
+        self._max_rows = max_rows
+        self._max_tokens = max_tokens
+        self._timeout_s = timeout_s
+
+    async def classify(
+        self, names: Sequence[str], texts: Sequence[TextInput], *, truncation: bool = True
+    ) -> Classified:
+        """Logits of every text for every task named, by the versions that are active now.
+
+        Raises:
+            OverloadedError: too much waits already.
+            TooManyTextsError: texts times tasks are more than may ever wait.
+            TimedOutError: no answer in time.
+        """
+        call = _Call(self._registry, names, texts, self._encoder_max_tokens)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._run(call, texts, truncation)
+        except TimeoutError as error:
+            raise TimedOutError(self._timeout_s) from error
+        finally:
+            call.leave()
+
+    async def _run(self, call: _Call, texts: Sequence[TextInput], truncation: bool) -> Classified:
+        if len(texts) * len(call.readable) > self._max_rows:
+            raise TooManyTextsError(
+                "rows (texts times tasks)", len(texts) * len(call.readable), self._max_rows
+            )
+        limits = {limit for _, limit in call.readable.values()}
+        tokens = await self._tokenizers.encode(texts, sorted(limits)) if limits else {}
+        rows = call.rows(tokens, truncation)
+        distinct = {row.key: len(row.token_ids) for row in rows}
+        total = sum(distinct.values())
+        if total > self._max_tokens:
+            raise TooManyTextsError("tokens", total, self._max_tokens)
+        answers = await self._wait(call, rows) if rows else []
+        return Classified(call.columns(answers), len(distinct), total)
+
+    async def _wait(self, call: _Call, rows: Sequence[Row]) -> Sequence[Any]:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def settled(_: Submission) -> None:
+            call.settle()
+            if not done.done():
+                done.set_result(None)
+
+        submission = Submission(rows, self._timeout_s, settled)
+        self._batcher.submit(submission)
+        call.in_flight = True
+        try:
+            await done
+        finally:
+            if submission.remaining:
+                self._batcher.cancel(submission)
+        if submission.error is not None:
+            raise submission.error
+        return submission.answers
+
+
+class _Call:
+    """The book-keeping of one call: which row belongs to which task and text.
+
+    Its leases end when the call has left and no row of it runs any more.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        names: Sequence[str],
+        texts: Sequence[TextInput],
+        encoder_max_tokens: int,
+    ) -> None:
+        self.names = names
+        self.in_flight = False
+        self._left = False
+        self._leases: dict[str, Lease] = {}
+        self._errors: dict[str, ServerError] = {}
+        #: Tasks that can read these texts, each with its limit in tokens.
+        self.readable: dict[str, tuple[Version, int]] = {}
+        #: Per task and text: the place of its row, or why it has none.
+        self._places: dict[str, list[tuple[int, bool] | ServerError]] = {}
+        pairs = isinstance(texts[0], tuple)
+        for name in names:
+            try:
+                lease = registry.lease(name)
+            except ServerError as error:
+                self._errors[name] = error
+                continue
+            self._leases[name] = lease
+            manifest = lease.version.manifest
+            if manifest.pair == pairs:
+                limit = min(manifest.max_tokens, encoder_max_tokens)
+                self.readable[name] = (lease.version, limit)
+            else:
+                task = lease.version.task
+                self._errors[name] = TakesSingleTextsError(task) if pairs else NeedsPairsError(task)
+
+    def rows(self, tokens: dict[int, list[TokenRow]], truncation: bool) -> list[Row]:
+        """Every (text, task) that can be answered."""
+        rows: list[Row] = []
+        for name, (version, limit) in self.readable.items():
+            places = self._places[name] = []
+            for index, token_row in enumerate(tokens[limit]):
+                if token_row.truncated and not truncation:
+                    places.append(TextTruncatedError(version.task, index, limit))
+                    continue
+                places.append((len(rows), token_row.truncated))
+                rows.append(Row(token_row.token_ids, token_row.type_ids, version.slot))
+        return rows
+
+    def columns(self, answers: Sequence[Any]) -> list[Column]:
+        """The call's answer, a column per name."""
+        return [self._column(name, answers) for name in self.names]
+
+    def _column(self, name: str, answers: Sequence[Any]) -> Column:
+        if name in self._errors:
+            return Column(name, None, self._errors[name])
+        outcomes = [
+            Outcome(None, truncated=True, error=place)
+            if isinstance(place, ServerError)
+            else Outcome(answers[place[0]], place[1])
+            for place in self._places[name]
+        ]
+        return Column(name, self.readable[name][0], None, outcomes)
+
+    def settle(self) -> None:
+        """No row of the call waits or runs any more."""
+        self.in_flight = False
+        self._end_leases()
+
+    def leave(self) -> None:
+        """The caller has its answer, or has gone."""
+        self._left = True
+        self._end_leases()
+
+    def _end_leases(self) -> None:
+        if self._left and not self.in_flight:
+            for lease in self._leases.values():
+                lease.release()

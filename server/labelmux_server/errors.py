@@ -1,0 +1,405 @@
+"""What can go wrong between a request and its answer, and the one table of statuses.
+
+ServerError
+├── StartError                    the server cannot start; never reaches HTTP
+│   ├── SettingsError             a setting, or a mix of settings, that cannot work
+│   └── StateError                the state folder cannot be used
+├── RequestError                  the request itself is wrong
+│   ├── InvalidJsonError          the body is not JSON
+│   ├── InvalidRequestError       a field is missing, unknown or out of range
+│   ├── BodyTooLargeError         the body is longer than the limit
+│   ├── UploadTooLargeError       the adapter file is longer than the limit
+│   ├── TooManyTextsError         too many texts, or texts times tasks, in one call
+│   ├── TextTooLongError          one text has too many characters
+│   ├── MediaTypeError            the content type is not the one that the route reads
+│   ├── DigestMismatchError       the body's SHA-256 is not the one that the header states
+│   ├── NeedsPairsError           the task reads two texts, the request has single ones
+│   ├── TakesSingleTextsError     the task reads one text, the request has pairs
+│   └── TextTruncatedError        a text is too long and the caller refused truncation
+├── LookupFailedError             the thing named is not here
+│   ├── RouteNotFoundError        no such path
+│   ├── MethodNotAllowedError     the path is there, the method is not
+│   ├── TaskNotFoundError         no task of that name
+│   └── VersionNotFoundError      the task has no such version
+├── AccessError                   the caller may not do this
+│   ├── UnauthorizedError         no admin key, or a wrong one
+│   └── AdminOffError             this server takes no changes
+├── ConflictError                 the state of the task forbids it
+│   ├── VersionActiveError        the active version cannot be deleted
+│   ├── NoPreviousVersionError    there is nothing to roll back to
+│   └── TaskExistsError           create-only upload to a task that exists
+├── UnavailableError              right now it cannot be done
+│   ├── OverloadedError           too much is waiting already
+│   ├── NotReadyError             the server is still starting
+│   ├── DrainingError             the server is shutting down
+│   ├── TimedOutError             the answer was not there in time
+│   └── InternalError             a fault of ours
+└── CallerGoneError               the caller left; there is nobody to answer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from labelmux_adapters import errors as adapter_errors
+
+
+class ServerError(Exception):
+    """Base of every error this room raises; ``fields`` go into the error body beside the message."""
+
+    def __init__(self, message: str, **fields: object) -> None:
+        self.fields = fields
+        super().__init__(message)
+
+
+class StartError(ServerError):
+    """The server cannot start."""
+
+
+class SettingsError(StartError):
+    """A setting, or a mix of settings, that cannot work."""
+
+
+class StateError(StartError):
+    """The state folder cannot be used."""
+
+
+class RequestError(ServerError):
+    """The request itself is wrong; sending it again cannot help."""
+
+
+class InvalidJsonError(RequestError):
+    """The body is not JSON."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"the body is not valid JSON: {detail}")
+
+
+class InvalidRequestError(RequestError):
+    """A field is missing, unknown or out of range."""
+
+    def __init__(self, field_name: str, problem: str) -> None:
+        super().__init__(f"{field_name}: {problem}", field=field_name)
+
+
+class BodyTooLargeError(RequestError):
+    """The body is longer than the limit."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(
+            f"the body is over {limit_bytes} bytes; send fewer texts in one call",
+            limit_bytes=limit_bytes,
+        )
+
+
+class UploadTooLargeError(RequestError):
+    """The adapter file is longer than the limit."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(
+            f"the adapter file is over {limit_bytes} bytes; an adapter is a small part of its "
+            "encoder, so check that this is one",
+            limit_bytes=limit_bytes,
+        )
+
+
+class TooManyTextsError(RequestError):
+    """Too many texts, or texts times tasks, in one call."""
+
+    def __init__(self, what: str, found: int, limit: int) -> None:
+        super().__init__(
+            f"{found} {what} in one call, at most {limit}; split the call", found=found, limit=limit
+        )
+
+
+class TextTooLongError(RequestError):
+    """One text has too many characters."""
+
+    def __init__(self, index: int, found_chars: int, limit_chars: int) -> None:
+        super().__init__(
+            f"text {index} has {found_chars} characters, at most {limit_chars}; shorten it",
+            index=index,
+            limit_chars=limit_chars,
+        )
+
+
+class MediaTypeError(RequestError):
+    """The content type is not the one that the route reads."""
+
+    def __init__(self, found: str, expected: str) -> None:
+        super().__init__(
+            f"content type {found or 'missing'!r}; send the body as {expected}", expected=expected
+        )
+
+
+class DigestMismatchError(RequestError):
+    """The body's SHA-256 is not the one that the header states."""
+
+    def __init__(self, stated: str, found: str) -> None:
+        super().__init__(
+            f"X-Content-SHA256 states {stated}, the body that arrived has {found}; send it again",
+            stated=stated,
+            found=found,
+        )
+
+
+class NeedsPairsError(RequestError):
+    """The task reads two texts, the request has single ones."""
+
+    def __init__(self, task: str) -> None:
+        super().__init__(
+            f'task {task!r} reads two texts; send "pairs": [["first", "second"]] instead of "texts"',
+            task=task,
+        )
+
+
+class TakesSingleTextsError(RequestError):
+    """The task reads one text, the request has pairs."""
+
+    def __init__(self, task: str) -> None:
+        super().__init__(
+            f'task {task!r} reads one text; send "texts" instead of "pairs"', task=task
+        )
+
+
+class TextTruncatedError(RequestError):
+    """A text is too long and the caller refused truncation."""
+
+    def __init__(self, task: str, index: int, limit_tokens: int) -> None:
+        super().__init__(
+            f"text {index} is over the {limit_tokens} tokens that task {task!r} reads; shorten it, "
+            'or allow "truncation"',
+            task=task,
+            index=index,
+            limit_tokens=limit_tokens,
+        )
+
+
+class LookupFailedError(ServerError):
+    """The thing named is not here."""
+
+
+class RouteNotFoundError(LookupFailedError):
+    """No such path."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"no route {path!r}; GET /docs lists them", path=path)
+
+
+class MethodNotAllowedError(LookupFailedError):
+    """The path is there, the method is not."""
+
+    def __init__(self, method: str, path: str) -> None:
+        super().__init__(f"{path!r} does not take {method}; GET /docs lists the routes", path=path)
+
+
+class TaskNotFoundError(LookupFailedError):
+    """No task of that name."""
+
+    def __init__(self, task: str) -> None:
+        super().__init__(f"no task {task!r}; GET /v1/tasks lists those that serve", task=task)
+
+
+class VersionNotFoundError(LookupFailedError):
+    """The task has no such version."""
+
+    def __init__(self, task: str, version: int) -> None:
+        super().__init__(
+            f"task {task!r} has no version {version}; GET /v1/tasks/{task}/versions lists them",
+            task=task,
+            version=version,
+        )
+
+
+class AccessError(ServerError):
+    """The caller may not do this."""
+
+
+class UnauthorizedError(AccessError):
+    """No admin key, or a wrong one."""
+
+    def __init__(self) -> None:
+        super().__init__('this change needs the admin key; send "Authorization: Bearer KEY"')
+
+
+class AdminOffError(AccessError):
+    """This server takes no changes, or not from there."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"changes are off: {reason}")
+
+
+class ConflictError(ServerError):
+    """The state of the task forbids it."""
+
+
+class VersionActiveError(ConflictError):
+    """The active version cannot be deleted."""
+
+    def __init__(self, task: str, version: int) -> None:
+        super().__init__(
+            f"version {version} of task {task!r} is active; activate another one first, or delete "
+            "the whole task",
+            task=task,
+            version=version,
+        )
+
+
+class NoPreviousVersionError(ConflictError):
+    """There is nothing to roll back to."""
+
+    def __init__(self, task: str, version: int) -> None:
+        super().__init__(
+            f"no version of task {task!r} was active before version {version}",
+            task=task,
+            version=version,
+        )
+
+
+class TaskExistsError(ConflictError):
+    """Create-only upload to a task that exists."""
+
+    def __init__(self, task: str) -> None:
+        super().__init__(
+            f"task {task!r} exists; leave out If-None-Match to add a version to it", task=task
+        )
+
+
+class UnavailableError(ServerError):
+    """Right now it cannot be done."""
+
+
+class OverloadedError(UnavailableError):
+    """Too much is waiting already."""
+
+    def __init__(self, what: str, retry_after_s: int) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(f"{what}; try again in {retry_after_s} s", retry_after_s=retry_after_s)
+
+
+class NotReadyError(UnavailableError):
+    """The server is still starting."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is still starting; try again in a moment")
+
+
+class DrainingError(UnavailableError):
+    """The server is shutting down."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down; send the request to another one")
+
+
+class TimedOutError(UnavailableError):
+    """The answer was not there in time."""
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(
+            f"no answer within {limit_s:g} s; send fewer texts in one call, or try again later",
+            limit_s=limit_s,
+        )
+
+
+class InternalError(UnavailableError):
+    """A fault of ours; the log has it under the request id."""
+
+    def __init__(self) -> None:
+        super().__init__("the server failed on this request; its log has the cause by request id")
+
+
+class CallerGoneError(ServerError):
+    """The caller left before its answer; the status is for the log alone."""
+
+    def __init__(self) -> None:
+        super().__init__("the caller left before its answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How one kind of error is answered."""
+
+    status: int
+    code: str
+
+
+def leaves(base: type[Exception]) -> Iterator[type[Exception]]:
+    """The kinds of error under ``base`` that carry a code of their own."""
+    for kind in base.__subclasses__():
+        if "code" in vars(kind):
+            yield kind
+        yield from leaves(kind)
+
+
+def _adapter_answers() -> dict[type[Exception], Answer]:
+    answers = {}
+    for base, status in (
+        (adapter_errors.AdapterFileError, 400),
+        (adapter_errors.AdapterMisfitError, 422),
+    ):
+        for kind in leaves(base):
+            answers[kind] = Answer(status, vars(kind)["code"])
+    answers[adapter_errors.FileTooLargeError] = Answer(413, adapter_errors.FileTooLargeError.code)
+    return answers
+
+
+#: The only place with statuses. A kind that is not here is answered as its nearest base that is.
+TABLE: Mapping[type[Exception], Answer] = {
+    InvalidJsonError: Answer(400, "invalid_json"),
+    InvalidRequestError: Answer(422, "invalid_request"),
+    BodyTooLargeError: Answer(413, "body_too_large"),
+    UploadTooLargeError: Answer(413, "file_too_large"),
+    TooManyTextsError: Answer(413, "too_many_texts"),
+    TextTooLongError: Answer(413, "text_too_long"),
+    MediaTypeError: Answer(415, "unsupported_media_type"),
+    DigestMismatchError: Answer(422, "digest_mismatch"),
+    NeedsPairsError: Answer(422, "task_needs_pairs"),
+    TakesSingleTextsError: Answer(422, "task_takes_single_texts"),
+    TextTruncatedError: Answer(422, "text_truncated"),
+    RouteNotFoundError: Answer(404, "not_found"),
+    MethodNotAllowedError: Answer(405, "method_not_allowed"),
+    TaskNotFoundError: Answer(404, "task_not_found"),
+    VersionNotFoundError: Answer(404, "version_not_found"),
+    UnauthorizedError: Answer(401, "unauthorized"),
+    AdminOffError: Answer(403, "admin_off"),
+    VersionActiveError: Answer(409, "version_active"),
+    NoPreviousVersionError: Answer(409, "no_previous_version"),
+    TaskExistsError: Answer(412, "task_exists"),
+    OverloadedError: Answer(429, "overloaded"),
+    NotReadyError: Answer(503, "not_ready"),
+    DrainingError: Answer(503, "draining"),
+    TimedOutError: Answer(504, "timeout"),
+    InternalError: Answer(500, "internal"),
+    CallerGoneError: Answer(499, "caller_gone"),
+    **_adapter_answers(),
+}
+
+
+def answer_for(kind: type[BaseException]) -> Answer:
+    """The status and code of an error's kind; what the table does not know is our fault."""
+    for base in kind.__mro__:
+        if base in TABLE:
+            return TABLE[base]
+    return TABLE[InternalError]
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorPart:
+    """An error as it stands inside an answer, without the request id."""
+
+    code: str
+    message: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, error: BaseException) -> ErrorPart:
+        answer = answer_for(type(error))
+        if answer.code == "internal":
+            error = InternalError()
+        fields = error.fields if isinstance(error, ServerError) else vars(error)
+        return cls(answer.code, str(error), fields)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"code": self.code, "message": self.message, **self.fields}

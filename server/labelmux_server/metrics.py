@@ -1,0 +1,123 @@
+"""Every metric of the server, by name; recorded through the methods here alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+
+from labelmux_server.batcher import Batch, Batcher
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """One app's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._requests = Counter(
+            "labelmux_requests_total", "Requests answered.", ("route", "status"), registry=registry
+        )
+        self._duration = Histogram(
+            "labelmux_request_duration_seconds",
+            "From a request's first byte to its answer.",
+            ("route",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._rows = Counter(
+            "labelmux_rows_total", "Rows answered: one text for one task each.", registry=registry
+        )
+        self._encoder_rows = Counter(
+            "labelmux_encoder_rows_total", "Texts that went through the encoder.", registry=registry
+        )
+        self._tokens = Counter(
+            "labelmux_batch_tokens_total",
+            "Tokens of the encoder's batches: real ones, and padded as computed.",
+            ("kind",),
+            registry=registry,
+        )
+        self._batch_rows = Histogram(
+            "labelmux_batch_encoder_rows",
+            "Texts in a batch.",
+            buckets=_COUNTS,
+            registry=registry,
+        )
+        self._batch_duration = Histogram(
+            "labelmux_batch_duration_seconds",
+            "Pass and readouts of a batch.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._queue_wait = Histogram(
+            "labelmux_queue_wait_seconds",
+            "How long a text waited for its batch.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._rejected = Counter(
+            "labelmux_rejected_total",
+            "Requests refused, by error code.",
+            ("code",),
+            registry=registry,
+        )
+        self._dropped = Counter(
+            "labelmux_dropped_total", "Requests whose caller left first.", registry=registry
+        )
+        self._swaps = Counter(
+            "labelmux_task_changes_total", "Changes to tasks.", ("action",), registry=registry
+        )
+
+    def watch(self, batcher: Batcher, tasks: Callable[[], int]) -> None:
+        """Read the queue's depth and the number of tasks whenever metrics are asked for."""
+        for name, text, read in (
+            ("labelmux_queue_tokens", "Tokens that wait.", lambda: batcher.queued_tokens),
+            ("labelmux_queue_rows", "Rows that wait.", lambda: batcher.queued_rows),
+            ("labelmux_tasks", "Tasks that serve.", tasks),
+        ):
+            Gauge(name, text, registry=self._registry).set_function(read)
+
+    def record_request(self, route: str, status: int, seconds: float) -> None:
+        """A request was answered."""
+        self._requests.labels(route, str(status)).inc()
+        self._duration.labels(route).observe(seconds)
+
+    def record_batch(self, batch: Batch, started_s: float, seconds: float) -> None:
+        """A batch ran, well or not."""
+        if not batch.rows:
+            return
+        self._rows.inc(sum(len(row.readers) for row in batch.rows))
+        self._encoder_rows.inc(len(batch.rows))
+        self._tokens.labels("real").inc(batch.tokens)
+        self._tokens.labels("padded").inc(batch.padded_tokens)
+        self._batch_rows.observe(len(batch.rows))
+        self._batch_duration.observe(seconds)
+        for row in batch.rows:
+            self._queue_wait.observe(max(started_s - row.waiting_since_s, 0.0))
+
+    def record_rejected(self, code: str) -> None:
+        """A request was answered with an error."""
+        self._rejected.labels(code).inc()
+
+    def record_dropped(self) -> None:
+        """A caller left before its answer."""
+        self._dropped.inc()
+
+    def record_change(self, action: str) -> None:
+        """A task changed."""
+        self._swaps.labels(action).inc()
+
+    def render(self) -> bytes:
+        """The text exposition."""
+        return generate_latest(self._registry)

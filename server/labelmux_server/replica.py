@@ -1,0 +1,98 @@
+"""One encoder and one bank on one device, driven by one thread. The only torch in this room."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from labelmux_adapters.bank import Bank
+from labelmux_encoder.batch import pad_rows
+from labelmux_encoder.tokenizer import TokenRow
+from labelmux_encoder.weights import LoadedEncoder
+from labelmux_server.batcher import Batch, Batcher
+from labelmux_server.errors import DrainingError
+from labelmux_server.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+
+
+class Replica:
+    """Takes batches from the batcher and gives their answers to the event loop."""
+
+    def __init__(
+        self,
+        loaded: LoadedEncoder,
+        bank: Bank,
+        batcher: Batcher,
+        metrics: Metrics,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._loaded = loaded
+        self._bank = bank
+        self._batcher = batcher
+        self._metrics = metrics
+        self._loop = loop
+        self._thread = threading.Thread(target=self._run, name="labelmux-replica", daemon=True)
+
+    def start(self) -> None:
+        """Warm up, then begin to take batches."""
+        self._warm_up()
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Finish the running batch; rows that still wait fail. On the event loop."""
+        Batch(self._batcher.close()).deliver(DrainingError())
+        await asyncio.to_thread(self._thread.join)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (batch := self._batcher.take()) is not None:
+            self._serve(batch)
+
+    def _serve(self, batch: Batch) -> None:
+        started = time.monotonic()
+        answers: Sequence[Sequence[NDArray[np.float32]]] | BaseException
+        try:
+            answers = self._answer(batch) if batch.rows else []
+        except Exception as error:
+            # The batch boundary: whatever went wrong fails these rows and no others.
+            _log.exception("a batch of %d texts failed", len(batch.rows))
+            answers = error
+        seconds = time.monotonic() - started
+        self._batcher.note_speed(batch.tokens, seconds)
+        self._metrics.record_batch(batch, started, seconds)
+        self._loop.call_soon_threadsafe(batch.deliver, answers)
+
+    @torch.inference_mode()
+    def _answer(self, batch: Batch) -> list[list[NDArray[np.float32]]]:
+        """Logits for every reader of every row."""
+        padded = pad_rows(
+            [TokenRow(row.token_ids, row.type_ids, truncated=False) for row in batch.rows],
+            self._loaded.encoder.config.pad_token_id,
+        )
+        features = self._loaded.encoder(padded.token_ids, padded.mask, padded.type_ids)
+        wanted = [
+            (index, submission.rows[place].slot)
+            for index, row in enumerate(batch.rows)
+            for submission, place in row.readers
+        ]
+        logits = iter(self._bank.readout(features, padded.mask, wanted))
+        return [[next(logits) for _ in row.readers] for row in batch.rows]
+
+    def _warm_up(self) -> None:
+        """The first passes of a process are slow; let no request be one of them."""
+        tokens = self._loaded.tokenizer.clone().encode(["warm up"], 16)[0]
+        for rows in (1, 8):
+            padded = pad_rows([tokens] * rows, self._loaded.encoder.config.pad_token_id)
+            self._loaded.encoder(padded.token_ids, padded.mask, padded.type_ids)

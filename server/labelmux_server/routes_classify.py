@@ -1,0 +1,98 @@
+"""``POST /v1/classify``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from labelmux_encoder.tokenizer import TextInput
+from labelmux_server import errors
+from labelmux_server.answers import classify_body, json_answer
+from labelmux_server.bodies import read_json, unless_gone
+from labelmux_server.documented import body_of, documented
+from labelmux_server.engine import Classified
+from labelmux_server.registry import Registry
+from labelmux_server.schemas import ClassifyAnswer, ClassifyRequest
+from labelmux_server.service import Service
+from labelmux_server.settings import Settings
+
+router = APIRouter(tags=["classify"])
+
+EVERY_TASK = "*"
+
+
+@router.post(
+    "/v1/classify",
+    response_model=ClassifyAnswer,
+    openapi_extra=body_of(ClassifyRequest),
+    responses=documented(
+        errors.InvalidJsonError,
+        errors.TaskNotFoundError,
+        errors.VersionNotFoundError,
+        errors.BodyTooLargeError,
+        errors.TooManyTextsError,
+        errors.TextTooLongError,
+        errors.MediaTypeError,
+        errors.InvalidRequestError,
+        errors.NeedsPairsError,
+        errors.TakesSingleTextsError,
+        errors.TextTruncatedError,
+        errors.OverloadedError,
+        errors.InternalError,
+        errors.DrainingError,
+        errors.TimedOutError,
+    ),
+)
+async def classify(request: Request) -> Response:
+    """Scores of texts, or pairs of texts, for one task or several.
+
+    With `task`, what goes wrong fails the call. With `tasks`, a task that cannot answer has an
+    `error` in its place and the others answer.
+    """
+    service: Service = request.app.state.service
+    wanted = await read_json(request, ClassifyRequest, service.settings.max_body_bytes)
+    texts: list[Any] = wanted.pairs if wanted.texts is None else wanted.texts  # type: ignore[assignment]
+    _check_sizes(texts, service.settings)
+    found = await unless_gone(
+        request,
+        service.engine.classify(
+            _names(wanted, service.registry), texts, truncation=wanted.truncation
+        ),
+    )
+    if wanted.task is not None:
+        _raise_first_error(found)
+    return json_answer(classify_body(found, len(texts), wanted.top_k, raw_scores=wanted.raw_scores))
+
+
+def _check_sizes(texts: list[TextInput], settings: Settings) -> None:
+    if len(texts) > settings.max_client_batch_size:
+        raise errors.TooManyTextsError("texts", len(texts), settings.max_client_batch_size)
+    for index, text in enumerate(texts):
+        chars = len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
+        if chars > settings.max_text_chars:
+            raise errors.TextTooLongError(index, chars, settings.max_text_chars)
+
+
+def _names(wanted: ClassifyRequest, registry: Registry) -> list[str]:
+    """The tasks asked for, once each; ``*`` becomes those that read what was sent."""
+    asked = [wanted.task] if wanted.task is not None else wanted.tasks or []
+    names: dict[str, None] = {}
+    for name in asked:
+        if name == EVERY_TASK and wanted.task is None:
+            reads_pairs = wanted.pairs is not None
+            names.update(
+                (version.task, None)
+                for version in registry.active()
+                if version.manifest.pair == reads_pairs
+            )
+        else:
+            names[name] = None
+    return list(names)
+
+
+def _raise_first_error(found: Classified) -> None:
+    for column in found.columns:
+        for error in (column.error, *(outcome.error for outcome in column.outcomes)):
+            if error is not None:
+                raise error

@@ -1,0 +1,193 @@
+"""Tasks: what serves, and, on a router of their own, the changes to it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+
+from labelmux_server import errors
+from labelmux_server.access import require_admin
+from labelmux_server.answers import active_body, json_answer, task_body, version_body
+from labelmux_server.bodies import read_json, read_upload, stated_sha256
+from labelmux_server.documented import ADAPTER_ERRORS, body_of, documented, raw_body
+from labelmux_server.registry import check_task_name
+from labelmux_server.schemas import (
+    ActivateAnswer,
+    ActivateRequest,
+    TaskInfo,
+    TaskList,
+    UploadAnswer,
+    VersionList,
+)
+from labelmux_server.service import Service
+
+router = APIRouter(tags=["tasks"])
+admin_router = APIRouter(
+    tags=["changes"],
+    dependencies=[Depends(require_admin)],
+    responses=documented(
+        errors.UnauthorizedError, errors.AdminOffError, errors.InvalidRequestError
+    ),
+)
+
+Number = Annotated[int, Path(ge=1)]
+
+_MISSING = documented(
+    errors.TaskNotFoundError, errors.VersionNotFoundError, errors.InvalidRequestError
+)
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+@router.get("/v1/tasks", response_model=TaskList)
+async def list_tasks(request: Request) -> Response:
+    """Every task that serves, by name."""
+    return json_answer({"tasks": [task_body(v) for v in _service(request).registry.active()]})
+
+
+@router.get("/v1/tasks/{task}", response_model=TaskInfo, responses=_MISSING)
+async def get_task(request: Request, task: str) -> Response:
+    """One task and its active version."""
+    return json_answer(task_body(_service(request).registry.get(task)))
+
+
+@router.get("/v1/tasks/{task}/versions", response_model=VersionList, responses=_MISSING)
+async def list_versions(request: Request, task: str) -> Response:
+    """A task's versions and its history."""
+    service = _service(request)
+    active = service.registry.get(task).number
+    versions = service.registry.versions(task)
+    history = await asyncio.to_thread(service.store.history, task)
+    return json_answer(
+        {
+            "task": task,
+            "active": active,
+            "versions": [version_body(version, active) for version in versions],
+            "history": history,
+        }
+    )
+
+
+@router.get(
+    "/v1/tasks/{task}/adapter",
+    response_class=Response,
+    responses={
+        200: {"content": {"application/octet-stream": {}}, "description": "The adapter file."},
+        **_MISSING,
+    },
+)
+async def download_adapter(
+    request: Request, task: str, version: Annotated[int | None, Query(ge=1)] = None
+) -> Response:
+    """The adapter file of the active version, or of the one named."""
+    service = _service(request)
+    found = service.registry.get(task, version)
+    data = await asyncio.to_thread(service.store.blobs.read, found.digest)
+    return Response(
+        data,
+        headers={
+            "content-disposition": f'attachment; filename="{task}.safetensors"',
+            "etag": f'"{found.digest}"',
+            "x-labelmux-version": str(found.number),
+        },
+        media_type="application/octet-stream",
+    )
+
+
+@admin_router.put(
+    "/v1/tasks/{task}/adapter",
+    status_code=201,
+    response_model=UploadAnswer,
+    openapi_extra=raw_body("An adapter file as `labelmux train` writes it."),
+    responses={
+        200: {"model": UploadAnswer, "description": "The task had this file already."},
+        **documented(
+            errors.TaskExistsError,
+            errors.UploadTooLargeError,
+            errors.MediaTypeError,
+            errors.InvalidRequestError,
+            errors.DigestMismatchError,
+            errors.OverloadedError,
+            *ADAPTER_ERRORS,
+        ),
+    },
+)
+async def upload_adapter(request: Request, task: str) -> Response:
+    """Make an adapter file the active version of a task, new or existing, from now on.
+
+    Headers: `X-Content-SHA256` (hex) refuses a body that was damaged on its way;
+    `If-None-Match: *` refuses to touch a task that exists.
+    """
+    service = _service(request)
+    check_task_name(task)
+    sha256 = stated_sha256(request)
+    create_only = request.headers.get("if-none-match", "").strip() == "*"
+    if create_only and task in service.registry:
+        raise errors.TaskExistsError(task)
+    with service.upload_place():
+        data = await read_upload(request, service.settings.max_upload_bytes)
+        done = await service.change(
+            "upload",
+            lambda changes: changes.upload(task, data, sha256=sha256, create_only=create_only),
+        )
+    location = f"/v1/tasks/{task}/adapter?version={done.version.number}"
+    return json_answer(
+        {**active_body(done.version), "active": True},
+        201 if done.created else 200,
+        {"location": location},
+    )
+
+
+@admin_router.post(
+    "/v1/tasks/{task}/activate",
+    response_model=ActivateAnswer,
+    openapi_extra=body_of(ActivateRequest),
+    responses={
+        **documented(errors.InvalidJsonError, errors.BodyTooLargeError, errors.MediaTypeError),
+        **_MISSING,
+    },
+)
+async def activate_version(request: Request, task: str) -> Response:
+    """Let another version serve from now on."""
+    service = _service(request)
+    wanted = await read_json(request, ActivateRequest, service.settings.max_body_bytes)
+    version = await service.change(
+        "activate", lambda changes: changes.activate(task, wanted.version)
+    )
+    return json_answer(active_body(version))
+
+
+@admin_router.post(
+    "/v1/tasks/{task}/rollback",
+    response_model=ActivateAnswer,
+    responses=documented(
+        errors.TaskNotFoundError, errors.NoPreviousVersionError, errors.InvalidRequestError
+    ),
+)
+async def rollback_task(request: Request, task: str) -> Response:
+    """Let the version that was active before serve again; repeated, go further back."""
+    version = await _service(request).change("rollback", lambda changes: changes.rollback(task))
+    return json_answer(active_body(version))
+
+
+@admin_router.delete("/v1/tasks/{task}", status_code=204, responses=_MISSING)
+async def delete_task(request: Request, task: str) -> Response:
+    """Delete a task with all its versions."""
+    await _service(request).change("delete", lambda changes: changes.delete_task(task))
+    return Response(status_code=204)
+
+
+@admin_router.delete(
+    "/v1/tasks/{task}/versions/{version}",
+    status_code=204,
+    responses={**_MISSING, **documented(errors.VersionActiveError)},
+)
+async def delete_version(request: Request, task: str, version: Number) -> Response:
+    """Delete one version that is not active."""
+    await _service(request).change("delete", lambda changes: changes.delete_version(task, version))
+    return Response(status_code=204)

@@ -1,0 +1,227 @@
+"""Bodies of requests and answers, as they stand in the OpenAPI document."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+
+_ONE_OR_MANY = WithJsonSchema(
+    {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
+)
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ClassifyRequest(_Request):
+    """Texts or pairs for one task or several."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"tasks": ["*"], "texts": ["What a lovely film."]}]}
+    )
+
+    task: str | None = Field(None, description="One task, or one version of it as `task@3`.")
+    tasks: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Several; `*` stands for every task that reads what is sent.",
+    )
+    texts: Annotated[list[str] | None, _ONE_OR_MANY] = Field(
+        None, min_length=1, description="One text or many."
+    )
+    pairs: list[tuple[str, str]] | None = Field(
+        None, min_length=1, description="Pairs of texts that a task reads together."
+    )
+    top_k: int | None = Field(None, ge=1, description="Only so many labels, best first.")
+    raw_scores: bool = Field(False, description="Logits instead of calibrated probabilities.")
+    truncation: bool = Field(True, description="False: a text that is too long is an error.")
+
+    @field_validator("texts", mode="before")
+    @classmethod
+    def _one_text(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> ClassifyRequest:
+        if (self.task is None) == (self.tasks is None):
+            raise ValueError('give exactly one of "task" and "tasks"')
+        if (self.texts is None) == (self.pairs is None):
+            raise ValueError('give exactly one of "texts" and "pairs"')
+        return self
+
+
+class ActivateRequest(_Request):
+    """Which version shall serve."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"version": 1}]})
+
+    version: int = Field(ge=1)
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong; some codes add fields of their own."""
+
+    model_config = ConfigDict(extra="allow")
+
+    code: str = Field(description="A stable snake_case word.")
+    message: str = Field(description="What happened, to what, and what to do.")
+    request_id: str
+
+
+class ErrorBody(_Answer):
+    """The body of every error."""
+
+    error: ErrorDetail
+
+
+class TaskErrorDetail(BaseModel):
+    """Why one task of the call has no prediction."""
+
+    model_config = ConfigDict(extra="allow")
+
+    code: str
+    message: str
+
+
+class TaskError(_Answer):
+    """Stands in a prediction's place."""
+
+    error: TaskErrorDetail
+
+
+class LabelScore(_Answer):
+    """One label and its score."""
+
+    label: str
+    score: float = Field(description="A probability, or a logit with `raw_scores`.")
+
+
+class Prediction(_Answer):
+    """One task's answer for one text."""
+
+    task: str
+    version: int
+    digest: str
+    labels: list[LabelScore] = Field(description="Best first.")
+    truncated: bool = Field(description="Whether the task read only the beginning.")
+    calibrated: bool = Field(description="Whether a fitted temperature shaped the scores.")
+
+
+class TextResult(_Answer):
+    """One text's answers, by the task's name as it was asked for."""
+
+    predictions: dict[str, Prediction | TaskError]
+
+
+class ClassifyAnswer(_Answer):
+    """Results in the order of the texts."""
+
+    results: list[TextResult]
+    encoder_rows: int = Field(description="Distinct texts that the encoder read for this call.")
+    tokens: int = Field(description="Their tokens.")
+
+
+class TaskInfo(_Answer):
+    """A task and its active version."""
+
+    task: str
+    method: str
+    task_kind: str
+    labels: list[str] = Field(description="In logit order.")
+    pair: bool = Field(description="Whether it reads two texts.")
+    max_tokens: int
+    version: int
+    digest: str
+    encoder_fingerprint: str
+    metrics: dict[str, float]
+    parameters: int
+    parameter_share: float = Field(description="Of the encoder's parameters.")
+    size_bytes: int
+    created_at: datetime = Field(description="When this server got the version.")
+    card: dict[str, str]
+
+
+class TaskList(_Answer):
+    """Every task that serves, by name."""
+
+    tasks: list[TaskInfo]
+
+
+class UploadAnswer(_Answer):
+    """The version that serves now."""
+
+    task: str
+    version: int
+    digest: str
+    active: Literal[True] = True
+
+
+class ActivateAnswer(_Answer):
+    """The version that serves now."""
+
+    task: str
+    version: int
+    digest: str
+
+
+class VersionInfo(_Answer):
+    """One version of a task."""
+
+    version: int
+    digest: str
+    size_bytes: int
+    created_at: datetime
+    active: bool
+
+
+class HistoryEntry(_Answer):
+    """One change to a task."""
+
+    at: datetime
+    action: Literal["upload", "activate", "rollback", "delete"]
+    version: int
+    digest: str
+
+
+class VersionList(_Answer):
+    """A task's versions by number, and its history, oldest first."""
+
+    task: str
+    active: int
+    versions: list[VersionInfo]
+    history: list[HistoryEntry]
+
+
+class EncoderInfo(_Answer):
+    """The encoder that every task shares."""
+
+    name: str
+    fingerprint: str
+    hidden_size: int
+    layers: int
+    parameters: int
+    max_tokens: int
+
+
+class Info(_Answer):
+    """What this server is."""
+
+    name: Literal["labelmux"] = "labelmux"
+    version: str
+    encoder: EncoderInfo
+    tasks: int
+    limits: dict[str, Any]
+    admin: Literal["open", "key", "off"]
+
+
+class Health(_Answer):
+    """All is well."""
+
+    status: Literal["ok"] = "ok"

@@ -1,0 +1,151 @@
+"""Everything that serves, put together and taken apart in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from labelmux_adapters.bank import Bank
+from labelmux_encoder.weights import LoadedEncoder, load_encoder
+from labelmux_server.batcher import Batcher, Limits
+from labelmux_server.changes import Changes
+from labelmux_server.engine import Engine, TokenizerPool
+from labelmux_server.errors import OverloadedError
+from labelmux_server.metrics import Metrics
+from labelmux_server.registry import Registry
+from labelmux_server.replica import Replica
+from labelmux_server.settings import Settings
+from labelmux_server.store import Store
+
+Result = TypeVar("Result")
+
+#: Uploads that may lie in memory at once; each may be ``max_upload_bytes`` long.
+MAX_UPLOADS = 4
+
+SHIPPED_DEMO = Path(__file__).parent / "demo"
+
+_log = logging.getLogger(__name__)
+
+
+class Service:
+    """One running server without its HTTP side."""
+
+    def __init__(
+        self, settings: Settings, loaded: LoadedEncoder, metrics: Metrics, store: Store
+    ) -> None:
+        """Load what the state folder holds. Slow; not for the event loop."""
+        self.settings = settings
+        self.loaded = loaded
+        self.metrics = metrics
+        self.draining = False
+        self._uploads = 0
+        self._bank = Bank()
+        self.registry = Registry(self._bank.remove)
+        self.store = store
+        self._changes = Changes(
+            self.store, self.registry, self._bank, loaded, settings.max_upload_bytes
+        )
+        self._changes.load_stored()
+        self._seed()
+        self._changer = ThreadPoolExecutor(1, "labelmux-changes")
+        self.batcher = Batcher(
+            Limits(
+                settings.max_batch_tokens,
+                settings.max_batch_rows,
+                settings.max_queue_tokens,
+                settings.max_queue_rows,
+                settings.max_wait_ms,
+            )
+        )
+        self._tokenizers = TokenizerPool(loaded.tokenizer, settings.tokenizer_threads)
+        self.engine = Engine(
+            self.registry,
+            self.batcher,
+            self._tokenizers,
+            encoder_max_tokens=loaded.encoder.config.max_tokens,
+            max_rows=settings.max_queue_rows,
+            max_tokens=settings.max_queue_tokens,
+            timeout_s=settings.request_timeout_s,
+        )
+        self._replica: Replica | None = None
+        metrics.watch(self.batcher, lambda: len(self.registry))
+
+    @classmethod
+    async def start(
+        cls, settings: Settings, loaded: LoadedEncoder | None, metrics: Metrics
+    ) -> Service:
+        """A service that answers.
+
+        Raises:
+            EncoderError: the encoder cannot be loaded.
+            SettingsError: the settings and this encoder do not go together.
+            StateError: the state folder cannot be used.
+        """
+        loop = asyncio.get_running_loop()
+
+        def build() -> Service:
+            encoder = loaded or load_encoder(settings.encoder)
+            settings.check_encoder(encoder.encoder.config.max_tokens)
+            with ExitStack() as undo:
+                store = Store(settings.state_dir)
+                undo.callback(store.close)
+                service = cls(settings, encoder, metrics, store)
+                service._replica = Replica(encoder, service._bank, service.batcher, metrics, loop)
+                service._replica.start()
+                undo.pop_all()
+                return service
+
+        return await asyncio.to_thread(build)
+
+    async def stop(self) -> None:
+        """Finish what runs and let go of the state folder."""
+        await asyncio.to_thread(self._changer.shutdown)
+        if self._replica is not None:
+            await self._replica.stop()
+        await asyncio.to_thread(self._tokenizers.close)
+        self.store.close()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request sent now would be answered."""
+        return not self.draining and self.alive
+
+    @property
+    def alive(self) -> bool:
+        """Whether the replica's thread runs."""
+        return self._replica is not None and self._replica.alive
+
+    async def change(self, action: str, work: Callable[[Changes], Result]) -> Result:
+        """Run one change, after those before it. It completes even if the caller leaves."""
+        loop = asyncio.get_running_loop()
+        result = await loop.run_in_executor(self._changer, work, self._changes)
+        self.metrics.record_change(action)
+        return result
+
+    @contextmanager
+    def upload_place(self) -> Iterator[None]:
+        """A place among the few uploads that may lie in memory at once.
+
+        Raises:
+            OverloadedError: none is free.
+        """
+        if self._uploads == MAX_UPLOADS:
+            raise OverloadedError(f"{MAX_UPLOADS} uploads are running already", retry_after_s=1)
+        self._uploads += 1
+        try:
+            yield
+        finally:
+            self._uploads -= 1
+
+    def _seed(self) -> None:
+        if self.store.is_fresh:
+            folder = self.settings.demo_dir or SHIPPED_DEMO
+            if not self.settings.no_demo and folder.is_dir():
+                self._changes.seed(folder)
+            self.store.mark_started()
+        _log.info("%d tasks serve from %s", len(self.registry), self.settings.state_dir)

@@ -1,0 +1,229 @@
+"""Every knob of the server, once: name with its unit, default, help.
+
+Flags (``--max-wait-ms``), environment names (``LABELMUX_MAX_WAIT_MS``) and the table in the docs
+derive from the fields below. Nothing here reads the environment by itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from labelmux_server.errors import SettingsError
+
+ENV_PREFIX = "LABELMUX_"
+
+AdminMode = Literal["open", "key", "off"]
+LogFormat = Literal["plain", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"0", "false", "no", "off"})
+
+
+def _knob(default: Any, text: str, *, low: float | None = None, secret: bool = False) -> Any:
+    return field(
+        default=default, repr=not secret, metadata={"help": text, "low": low, "secret": secret}
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """One setting as the outside names it."""
+
+    name: str
+    flag: str
+    env: str
+    default: Any
+    help: str
+    is_switch: bool
+    secret: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How this server is set up; built once at the edge and passed down."""
+
+    host: str = _knob("127.0.0.1", "Address to bind. Beyond loopback, changes need an admin key.")
+    port: int = _knob(8000, "Port to bind; 0 takes a free one.", low=0)
+    state_dir: Path = _knob(Path("state"), "Folder for adapters and their history.")
+    encoder: str = _knob("bundled", "The encoder: bundled, a folder, or a hub id.")
+    demo_dir: Path | None = _knob(
+        None, "Folder of demo adapters for a fresh state folder; those shipped by default."
+    )
+    no_demo: bool = _knob(False, "Start a fresh state folder without the demo tasks.")
+    admin_key: str | None = _knob(
+        None, "Key that uploads and other changes must carry.", secret=True
+    )
+    max_batch_tokens: int = _knob(8192, "Most tokens in one pass, padding counted.", low=1)
+    max_batch_rows: int = _knob(256, "Most texts in one pass.", low=1)
+    max_wait_ms: float = _knob(
+        50.0, "How long a text may be passed over for others of nearer length.", low=0
+    )
+    max_queue_tokens: int = _knob(262_144, "Most tokens that may wait; beyond, 429.", low=1)
+    max_queue_rows: int = _knob(
+        16_384, "Most rows (one text for one task) that may wait; beyond, 429.", low=1
+    )
+    max_client_batch_size: int = _knob(256, "Most texts in one call.", low=1)
+    max_text_chars: int = _knob(100_000, "Most characters in one text.", low=1)
+    max_body_bytes: int = _knob(4_000_000, "Longest JSON body.", low=1)
+    max_upload_bytes: int = _knob(64 * 1024 * 1024, "Longest adapter file.", low=1)
+    request_timeout_s: float = _knob(30.0, "Longest time to answer one classification.", low=0.001)
+    shutdown_delay_s: float = _knob(
+        0.0, "After SIGTERM, time to serve on as not ready before the port closes.", low=0
+    )
+    shutdown_grace_s: int = _knob(20, "After that, longest wait for running requests.", low=1)
+    tokenizer_threads: int = _knob(2, "Threads that tokenise.", low=1)
+    log_format: LogFormat = _knob("plain", "Log lines as plain text or as JSON.")
+    log_level: LogLevel = _knob("info", "Least level that is logged.")
+
+    def __post_init__(self) -> None:
+        kinds = typing.get_type_hints(type(self))
+        for item in dataclasses.fields(self):
+            _check(item.name, getattr(self, item.name), kinds[item.name], item.metadata["low"])
+        if self.port > 65_535:
+            raise SettingsError(f"port is {self.port}; a port is at most 65535")
+        if self.admin_key is not None and not self.admin_key.strip():
+            raise SettingsError("admin_key is empty; set a key, or leave it out")
+        self._refuse_mixes()
+
+    def _refuse_mixes(self) -> None:
+        if self.max_queue_tokens < self.max_batch_tokens:
+            raise SettingsError(
+                f"max_queue_tokens is {self.max_queue_tokens}, below max_batch_tokens "
+                f"{self.max_batch_tokens}: no batch could fill; raise it"
+            )
+        if self.max_queue_rows < self.max_client_batch_size:
+            raise SettingsError(
+                f"max_queue_rows is {self.max_queue_rows}, below max_client_batch_size "
+                f"{self.max_client_batch_size}: a full call could never be taken; raise it"
+            )
+
+    def check_encoder(self, max_tokens: int) -> None:
+        """Refuse an encoder whose longest row could never be served.
+
+        Raises:
+            SettingsError: a row of ``max_tokens`` does not fit into a batch.
+        """
+        if self.max_batch_tokens < max_tokens:
+            raise SettingsError(
+                f"max_batch_tokens is {self.max_batch_tokens}, but one row of this encoder may "
+                f"have {max_tokens} tokens; raise it to at least that"
+            )
+
+    @property
+    def admin(self) -> AdminMode:
+        """Who may change things: anyone, whoever holds the key, or nobody."""
+        if self.admin_key is not None:
+            return "key"
+        return "open" if is_loopback(self.host) else "off"
+
+    @classmethod
+    def knobs(cls) -> Iterator[Knob]:
+        """Every setting, in order, for flags, help and docs."""
+        for item in dataclasses.fields(cls):
+            yield Knob(
+                name=item.name,
+                flag="--" + item.name.replace("_", "-"),
+                env=ENV_PREFIX + item.name.upper(),
+                default=item.default,
+                help=item.metadata["help"],
+                is_switch=isinstance(item.default, bool),
+                secret=item.metadata["secret"],
+            )
+
+    @classmethod
+    def from_sources(
+        cls, flags: Mapping[str, object] | None = None, environ: Mapping[str, str] | None = None
+    ) -> Settings:
+        """Settings from flags, then the environment, then defaults.
+
+        Args:
+            flags: by setting name; a value of None means that the flag was not given.
+            environ: the process's environment; names without our prefix are ignored.
+
+        Raises:
+            SettingsError: an unknown flag or a value that cannot work.
+        """
+        kinds = typing.get_type_hints(cls)
+        given = {name: value for name, value in (flags or {}).items() if value is not None}
+        unknown = given.keys() - {knob.name for knob in cls.knobs()}
+        if unknown:
+            raise SettingsError(f"no setting named {', '.join(sorted(unknown))}")
+        values: dict[str, Any] = {}
+        for knob in cls.knobs():
+            if knob.name in given:
+                values[knob.name] = _read(knob.flag, given[knob.name], kinds[knob.name])
+            elif (environ or {}).get(knob.env):
+                values[knob.name] = _read(knob.env, (environ or {})[knob.env], kinds[knob.name])
+        return cls(**values)
+
+    def describe(self) -> dict[str, str]:
+        """Effective values for people, secrets masked."""
+        return {
+            knob.name: "set" if knob.secret and value is not None else str(value)
+            for knob in self.knobs()
+            for value in (getattr(self, knob.name),)
+        }
+
+
+def docs_table() -> str:
+    """The settings as a Markdown table."""
+    lines = ["| Flag | Environment | Default | Meaning |", "|---|---|---|---|"]
+    for knob in Settings.knobs():
+        default = "" if knob.default is None else f"`{knob.default}`"
+        lines.append(f"| `{knob.flag}` | `{knob.env}` | {default} | {knob.help} |")
+    return "\n".join(lines) + "\n"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _read(source: str, value: object, kind: Any) -> Any:
+    """``value`` as the setting's type; text is parsed, anything else is taken as it is."""
+    if not isinstance(value, str):
+        return value
+    options = [option for option in typing.get_args(kind) or (kind,) if option is not type(None)]
+    target = options[0]
+    if target is bool:
+        return _read_switch(source, value)
+    if target in (int, float):
+        try:
+            return target(value)
+        except ValueError as error:
+            raise SettingsError(f"{source} is {value!r}; it takes a number") from error
+    return Path(value) if target is Path else value
+
+
+def _read_switch(source: str, value: str) -> bool:
+    word = value.strip().lower()
+    if word in _TRUE or word in _FALSE:
+        return word in _TRUE
+    raise SettingsError(f"{source} is {value!r}; it takes true or false")
+
+
+def _check(name: str, value: Any, kind: Any, low: float | None) -> None:
+    choices = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        if value not in choices:
+            raise SettingsError(f"{name} is {value!r}; it takes {' or '.join(choices)}")
+        return
+    allowed = choices or (kind,)
+    if float in allowed:
+        allowed = (*allowed, int)
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        raise SettingsError(f"{name} is {value!r}, which has the wrong type for it")
+    if low is not None and not value >= low:
+        raise SettingsError(f"{name} is {value}; it takes at least {low:g}")

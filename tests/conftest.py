@@ -1,0 +1,167 @@
+"""A small real encoder and adapters for it, made on the spot: no network, no downloads.
+
+Torch is imported inside the fixtures, so that the client's tests run where there is none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from labelmux_adapters.files import Adapter
+    from labelmux_encoder.weights import LoadedEncoder
+
+WORDS = (
+    "the train to the coast leaves at nine and the bus at ten",
+    "a good film with a warm heart and a slow start",
+    "the soup was cold, the bread was stale and nobody cared!",
+    "what is the capital of the country? where do rivers begin?",
+    "please send the money back to my card, i never ordered this",
+    "win a free prize now, call 12345 today; text yes to claim",
+    "two dogs play in the snow while a man reads a newspaper",
+    "it's bad, awful, terrible; it's great, lovely, wonderful",
+)
+
+TINY_CONFIG: dict[str, Any] = {
+    "model_type": "deberta-v2",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-7,
+    "max_position_embeddings": 64,
+    "relative_attention": True,
+    "position_buckets": 16,
+    "max_relative_positions": -1,
+    "position_biased_input": False,
+    "pos_att_type": ["p2c", "c2p"],
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": False,
+    "type_vocab_size": 0,
+    "pad_token_id": 0,
+}
+
+
+def write_wordpiece(folder: Path) -> int:
+    """Train a WordPiece tokenizer on ``WORDS`` and return its vocabulary's size."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=300, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    )
+    tokenizer.train_from_iterator(WORDS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return tokenizer.get_vocab_size()
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder in the Hugging Face layout with seeded random weights."""
+    import torch
+    from safetensors.torch import save_file
+
+    from labelmux_encoder.config import EncoderConfig
+    from labelmux_encoder.weights import expected_shapes
+
+    folder = tmp_path_factory.mktemp("tiny-encoder")
+    config = TINY_CONFIG | {"vocab_size": write_wordpiece(folder)}
+    (folder / "config.json").write_text(json.dumps(config))
+    generator = torch.Generator().manual_seed(7)
+    state = {}
+    for name, shape in expected_shapes(EncoderConfig.from_checkpoint(config)).items():
+        noise = torch.randn(shape, generator=generator)
+        state[name] = 1 + 0.1 * noise if name.endswith("LayerNorm.weight") else 0.2 * noise
+    save_file(state, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tiny_encoder_folder: Path) -> LoadedEncoder:
+    """The tiny encoder, loaded."""
+    from labelmux_encoder.weights import load_encoder
+
+    return load_encoder(str(tiny_encoder_folder))
+
+
+@pytest.fixture(scope="session")
+def make_adapter(tiny_encoder: LoadedEncoder) -> Callable[..., Adapter]:
+    """A maker of adapters that act: random tensors, and canaries as the serving path has them."""
+    import datetime
+
+    import torch
+
+    from labelmux_adapters.canaries import serve_logits
+    from labelmux_adapters.files import read_adapter, write_adapter
+    from labelmux_adapters.manifest import Canary, Manifest
+    from labelmux_adapters.ytuning import (
+        YTuning,
+        YTuningSizes,
+        expected_tensors,
+        parameter_count,
+        to_tensors,
+    )
+
+    def make(
+        labels: tuple[str, ...] = ("a", "b"),
+        seed: int = 0,
+        task_kind: str = "single_label",
+        pair: bool = False,
+        width: int = 8,
+    ) -> Adapter:
+        sizes = YTuningSizes(hidden=32, states=3, width=width, heads=2, ffn=2 * width)
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {
+            name: torch.randn(shape, generator=generator)
+            for name, shape in expected_tensors(sizes, len(labels)).items()
+        }
+        module = YTuning(sizes, len(labels))
+        module.load_state_dict(tensors)
+        texts = [(text, WORDS[0]) if pair else text for text in WORDS[:4]]
+        count = parameter_count(sizes, len(labels))
+        manifest = Manifest(
+            task_kind=task_kind,
+            labels=labels,
+            method="ytuning",
+            sizes=sizes.to_mapping(),
+            encoder="tiny",
+            encoder_fingerprint=tiny_encoder.encoder.fingerprint,
+            max_tokens=64,
+            pair=pair,
+            metrics={},
+            parameters=count,
+            parameter_share=count / tiny_encoder.encoder.parameter_count,
+            data_digest="sha256:" + "0" * 64,
+            created_at=datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
+            canaries=tuple(
+                Canary(
+                    text=text[0] if isinstance(text, tuple) else text,
+                    pair=text[1] if isinstance(text, tuple) else None,
+                    logits=(0.0,) * len(labels),
+                )
+                for text in texts
+            ),
+        )
+        draft = read_adapter(write_adapter(manifest, to_tensors(module)))
+        logits = serve_logits(draft, tiny_encoder, texts)
+        canaries = tuple(
+            canary.model_copy(update={"logits": tuple(float(x) for x in row)})
+            for canary, row in zip(manifest.canaries, logits, strict=True)
+        )
+        done = manifest.model_copy(update={"canaries": canaries})
+        return read_adapter(write_adapter(done, to_tensors(module)))
+
+    return make

@@ -1,0 +1,144 @@
+"""Text is text, truncation is told, and two file formats of one tokenizer agree."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+import sentencepiece
+
+from labelmux_encoder.errors import CheckpointError
+from labelmux_encoder.tokenizer import Tokenizer
+from labelmux_encoder.weights import LoadedEncoder, load_encoder
+
+SENTENCES = (
+    "the quick brown fox jumps over the lazy dog",
+    "frozen encoders serve many tasks at once",
+    "a pair of texts is read together by the encoder",
+    "numbers such as 12 or 345 and marks, like these; appear!",
+    "where do rivers begin and where do they end?",
+)
+
+
+@pytest.fixture(scope="module")
+def spm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as DeBERTa v3 is published: spm.model, tokenizer_config.json, no tokenizer.json."""
+    folder = tmp_path_factory.mktemp("spm")
+    corpus = folder / "corpus.txt"
+    corpus.write_text("\n".join(SENTENCES * 20))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus),
+        model_prefix=str(folder / "spm"),
+        vocab_size=120,
+        pad_id=0,
+        bos_id=1,
+        eos_id=2,
+        unk_id=3,
+        pad_piece="[PAD]",
+        bos_piece="[CLS]",
+        eos_piece="[SEP]",
+        unk_piece="[UNK]",
+        user_defined_symbols=["[MASK]"],
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    corpus.unlink()
+    settings = {"do_lower_case": False, "vocab_type": "spm"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_a_sentencepiece_folder_tokenises_as_sentencepiece_does(spm_folder: Path) -> None:
+    tokenizer = Tokenizer.from_folder(spm_folder)
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(spm_folder / "spm.model"))
+    for sentence in SENTENCES:
+        (row,) = tokenizer.encode([sentence], 128)
+        assert list(row.token_ids[1:-1]) == reference.encode(sentence)
+        assert row.token_ids[0] == 1 and row.token_ids[-1] == 2
+
+
+def test_tokenizer_json_and_spm_model_of_one_tokenizer_have_one_digest(
+    spm_folder: Path, tmp_path: Path
+) -> None:
+    from_spm = Tokenizer.from_folder(spm_folder)
+    (tmp_path / "tokenizer.json").write_text(from_spm._source)
+    assert Tokenizer.from_folder(tmp_path).digest() == from_spm.digest()
+
+
+@pytest.mark.parametrize("special", ["[SEP]", "[CLS]", "[MASK]", "[PAD]"])
+def test_a_special_token_written_as_text_is_text(special: str, spm_folder: Path) -> None:
+    for tokenizer in (Tokenizer.from_folder(spm_folder), load_encoder("bundled").tokenizer):
+        plain, literal = tokenizer.encode(["a b", f"a {special} b"], 64)
+        first, last = plain.token_ids[0], plain.token_ids[-1]
+        special_id = tokenizer._backend.token_to_id(special)
+        assert special_id not in literal.token_ids[1:-1]
+        assert (literal.token_ids[0], literal.token_ids[-1]) == (first, last)
+        assert len(literal.token_ids) > len(plain.token_ids)
+
+
+def test_a_literal_special_token_is_split_as_sentencepiece_splits_it(spm_folder: Path) -> None:
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(spm_folder / "spm.model"))
+    (row,) = Tokenizer.from_folder(spm_folder).encode(["fox [SEP] dog"], 64)
+    unknown = reference.unk_id()
+    merged = [
+        a
+        for a, b in zip(row.token_ids, (*row.token_ids[1:], None), strict=True)
+        if not a == b == unknown
+    ]
+    assert merged[1:-1] == reference.encode("fox [SEP] dog")
+
+
+def test_truncation_is_reported_and_keeps_the_special_tokens(tiny_encoder: LoadedEncoder) -> None:
+    short, long = tiny_encoder.tokenizer.encode(["the train", "the train " * 40], 16)
+    assert not short.truncated
+    assert long.truncated and len(long.token_ids) == 16
+    assert long.token_ids[0] == short.token_ids[0] and long.token_ids[-1] == short.token_ids[-1]
+
+
+def test_a_pair_has_two_types_and_loses_tokens_of_the_longer_text(
+    tiny_encoder: LoadedEncoder,
+) -> None:
+    (row,) = tiny_encoder.tokenizer.encode([("the train", "the bus " * 30)], 20)
+    separator = row.token_ids[-1]
+    assert row.truncated and len(row.token_ids) == 20
+    assert row.token_ids.count(separator) == 2
+    first = row.type_ids.count(0)
+    assert row.type_ids == (0,) * first + (1,) * (20 - first)
+    assert row.token_ids.index(separator) == first - 1 == 3
+
+
+def test_an_empty_text_is_only_special_tokens(tiny_encoder: LoadedEncoder) -> None:
+    (row,) = tiny_encoder.tokenizer.encode([""], 16)
+    assert len(row.token_ids) == 2 and not row.truncated
+
+
+def test_clones_encode_alike_in_threads(tiny_encoder: LoadedEncoder) -> None:
+    texts = ["the train to the coast leaves at nine " * n for n in range(1, 6)]
+    expected = {limit: tiny_encoder.tokenizer.encode(texts, limit) for limit in (8, 16, 64)}
+    wrong: list[int] = []
+
+    def work(limit: int) -> None:
+        own = tiny_encoder.tokenizer.clone()
+        for _ in range(50):
+            if own.encode(texts, limit) != expected[limit]:
+                wrong.append(limit)
+
+    threads = [threading.Thread(target=work, args=(limit,)) for limit in (8, 16, 64, 8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no tokenizer\.json and no spm\.model"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_a_damaged_tokenizer_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):
+        Tokenizer.from_folder(tmp_path)

@@ -1,0 +1,176 @@
+"""The rules of the house that a machine can check."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = {
+    "labelmux_encoder": ROOT / "encoder/labelmux_encoder",
+    "labelmux_adapters": ROOT / "adapters/labelmux_adapters",
+    "labelmux_training": ROOT / "training/labelmux_training",
+    "labelmux_server": ROOT / "server/labelmux_server",
+    "labelmux_cli": ROOT / "cli/labelmux_cli",
+    "labelmux_client": ROOT / "clients/python/labelmux_client",
+}
+#: What each room may import of the others, and nothing else.
+MAY_IMPORT = {
+    "labelmux_encoder": set[str](),
+    "labelmux_adapters": {"labelmux_encoder"},
+    "labelmux_training": {"labelmux_encoder", "labelmux_adapters"},
+    "labelmux_server": {"labelmux_encoder", "labelmux_adapters"},
+    "labelmux_cli": {
+        "labelmux_encoder",
+        "labelmux_adapters",
+        "labelmux_training",
+        "labelmux_server",
+        "labelmux_client",
+    },
+    "labelmux_client": set[str](),
+}
+#: Outside these two, a broad except hides a fault. The tokenizer library raises bare Exception.
+BROAD_EXCEPT = {
+    "server/labelmux_server/replica.py",
+    "server/labelmux_server/app.py",
+    "encoder/labelmux_encoder/tokenizer.py",
+}
+MAX_FILE_LINES = 500
+
+
+def sources(*folders: Path) -> Iterator[Path]:
+    for folder in folders or ROOMS.values():
+        yield from sorted(folder.rglob("*.py"))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_one_way(room: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in sources(ROOMS[room])
+        for name in imports(ast.parse(path.read_text()))
+        if name.split(".")[0] in ROOMS.keys() - {room} - MAY_IMPORT[room]
+    ]
+    assert wrong == []
+
+
+def test_torch_enters_the_server_through_the_replica_alone() -> None:
+    users = {
+        path.name
+        for path in sources(ROOMS["labelmux_server"])
+        for name in imports(ast.parse(path.read_text()))
+        if name.split(".")[0] == "torch"
+    }
+    assert users <= {"replica.py"}
+
+
+def test_no_top_level_folder_is_a_package() -> None:
+    found = [path for path in ROOT.glob("*/__init__.py") if path.parent.name != ".venv"]
+    assert found == []
+
+
+def test_files_stay_short() -> None:
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in sources(*ROOMS.values(), ROOT / "tests", ROOT / "bench")
+        if (lines := len(path.read_text().splitlines())) > MAX_FILE_LINES
+    }
+    assert long == {}
+
+
+def test_broad_excepts_are_where_they_are_allowed() -> None:
+    found = set()
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ExceptHandler):
+                names = (
+                    {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)}
+                    if node.type
+                    else {"Exception"}
+                )
+                if names & {"Exception", "BaseException"}:
+                    found.add(str(path.relative_to(ROOT)))
+    assert found <= BROAD_EXCEPT
+
+
+def test_pickle_is_read_only_as_plain_tensors_and_only_for_encoders() -> None:
+    for path in sources():
+        text = path.read_text()
+        assert not re.search(r"\b(eval|exec)\(", re.sub(r"\.eval\(", "", text)), path
+        for call in re.findall(r"torch\.load\([^)]*\)", text):
+            assert "weights_only=True" in call, path
+        if "torch.load(" in text:
+            assert path.parent.name in {"labelmux_encoder", "labelmux_training"}, path
+
+
+def test_nothing_names_a_machine_path_or_a_registry_host() -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\n")
+    pattern = re.compile(r"/work/(main|shared)|index-url|pypi\.org|BEGIN [A-Z ]*PRIVATE KEY")
+    wrong = [
+        name
+        for name in tracked
+        if name.endswith((".py", ".toml", ".md", ".txt", ".yaml", ".yml", "Makefile", "Dockerfile"))
+        and name != "tests/test_house.py"
+        and (ROOT / name).is_file()
+        and pattern.search((ROOT / name).read_text())
+    ]
+    assert wrong == []
+
+
+def test_importing_a_room_reads_no_environment_and_configures_no_logging() -> None:
+    code = (
+        "import os, logging\n"
+        "class Watched(dict):\n"
+        "    pass\n"
+        "before = list(logging.getLogger().handlers)\n"
+        "import labelmux_server.settings, labelmux_cli.main, labelmux_client\n"
+        "assert logging.getLogger().handlers == before\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+    for path in sources():
+        tree = ast.parse(path.read_text())
+        for node in tree.body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)):
+                continue
+            assert "environ" not in ast.dump(node), path
+
+
+def test_both_wheels_and_the_changelog_agree_on_the_version() -> None:
+    versions = {
+        tomllib.loads((ROOT / name).read_text())["project"]["version"]
+        for name in ("pyproject.toml", "clients/python/pyproject.toml")
+    }
+    (version,) = versions
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_dependency_is_pinned() -> None:
+    pinned = {
+        re.sub(r"[-_.]+", "-", line.split("==")[0]).lower()
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    client = tomllib.loads((ROOT / "clients/python/pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + client["dependencies"]
+    for extra in project["optional-dependencies"].values():
+        wanted += extra
+    names = {re.sub(r"[-_.]+", "-", re.split(r"[\[<>=~! ]", name)[0]).lower() for name in wanted}
+    assert names - pinned - {"labelmux-client"} == set()

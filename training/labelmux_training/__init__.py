@@ -1,0 +1,1 @@
+"""Labelled rows in, an adapter file and a report out."""

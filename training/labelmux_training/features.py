@@ -1,0 +1,239 @@
+"""Every text's features, computed once and kept on disk.
+
+One entry of the cache holds all layers of the real tokens of one list of texts, packed in fp16, and
+the row where each text starts. Its name is a digest of what the features depend on: encoder, texts
+and token limit; labels do not enter. An entry is made under another name and renamed when whole, so
+one that exists is complete, also after a crash or with two runs at once. Entries may be deleted at
+any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from labelmux_encoder.batch import pad_rows
+from labelmux_encoder.tokenizer import TextInput, TokenRow
+from labelmux_encoder.weights import LoadedEncoder
+from labelmux_training.errors import CacheSpaceError
+from labelmux_training.progress import NoProgress, Progress
+
+#: Padded tokens in one pass of the encoder.
+PASS_TOKENS = 4096
+#: Enters every entry's name; raised when the layout changes.
+_LAYOUT = 1
+_TOKENISED_AT_ONCE = 1024
+_LARGEST_FP16 = 65504.0
+#: A temporary entry older than this was left by a run that died.
+_STALE_S = 24 * 3600.0
+
+Indices = Sequence[int] | npt.NDArray[np.int64]
+
+
+def default_cache_dir() -> Path:
+    """``$XDG_CACHE_HOME/labelmux``, or ``~/.cache/labelmux``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "labelmux"
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of a list of texts, read from disk as they are needed."""
+
+    values: Tensor  # [tokens, (L+1) * H] fp16
+    offsets: Tensor  # [rows + 1] int64
+    states: int
+    #: How many texts were cut to the token limit.
+    truncated: int
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each text. [rows]"""
+        return self.offsets.diff().numpy()
+
+    def batch(self, rows: Indices) -> tuple[Tensor, Tensor]:
+        """Features of these texts in fp32 and the mask of their real tokens.
+
+        Positions outside the mask hold another token's features, so a reader that forgets the mask
+        is soon found out. [L+1, B, T, H], [B, T]
+        """
+        index = torch.as_tensor(rows, dtype=torch.int64)
+        starts = self.offsets[index]
+        lengths = self.offsets[index + 1] - starts
+        positions = torch.arange(int(lengths.max()))
+        mask = positions < lengths[:, None]
+        tokens = (starts[:, None] + positions).clamp_(max=self.values.shape[0] - 1)
+        gathered = self.values[tokens.flatten()].float()
+        features = gathered.view(*mask.shape, self.states, -1).permute(2, 0, 1, 3)
+        return features, mask
+
+    def means(self, chunk_rows: int = 256) -> Tensor:
+        """Mean of the last state over each text's real tokens. [rows, H]"""
+        hidden = self.values.shape[1] // self.states
+        rows = self.offsets.shape[0] - 1
+        means = torch.zeros(rows, hidden)
+        for first in range(0, rows, chunk_rows):
+            last = min(first + chunk_rows, rows)
+            start, end = int(self.offsets[first]), int(self.offsets[last])
+            lengths = self.offsets[first : last + 1].diff()
+            owner = torch.arange(last - first).repeat_interleave(lengths)
+            sums = torch.zeros(last - first, hidden)
+            sums.index_add_(0, owner, self.values[start:end, -hidden:].float())
+            means[first:last] = sums / lengths[:, None]
+        return means
+
+
+def by_length(lengths: npt.NDArray[np.int64], budget_tokens: int) -> Iterator[list[int]]:
+    """Row indices in batches of near-equal length, each within the budget once padded.
+
+    Longest first, so that a batch that does not fit in memory is found at once. A row longer than
+    the budget is a batch of its own.
+    """
+    batch: list[int] = []
+    for index in np.argsort(-lengths, kind="stable").tolist():
+        if batch and int(lengths[batch[0]]) * (len(batch) + 1) > budget_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+class FeatureCache:
+    """Features on disk, in entries under ``folder``."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = (folder or default_cache_dir()) / "features"
+
+    def features(
+        self,
+        loaded: LoadedEncoder,
+        texts: Sequence[TextInput],
+        max_tokens: int,
+        progress: Progress | None = None,
+        stage: str = "encode",
+    ) -> Features:
+        """The features of ``texts``, from the cache or computed now.
+
+        Raises:
+            CacheSpaceError: they do not fit on the disk.
+        """
+        entry = self.folder / _entry_name(loaded, texts, max_tokens)
+        found = _open_entry(entry)
+        if found is not None:
+            return found
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove_stale()
+        made = Path(tempfile.mkdtemp(suffix=".tmp", dir=self.folder))
+        try:
+            _compute(made, loaded, texts, max_tokens, progress or NoProgress(), stage)
+            _put(made, entry)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+        found = _open_entry(entry)
+        assert found is not None
+        return found
+
+    def _remove_stale(self) -> None:
+        oldest = time.time() - _STALE_S
+        for left in self.folder.glob("*.tmp"):
+            with suppress(FileNotFoundError):
+                if left.stat().st_mtime < oldest:
+                    shutil.rmtree(left, ignore_errors=True)
+
+
+def _entry_name(loaded: LoadedEncoder, texts: Sequence[TextInput], max_tokens: int) -> str:
+    hasher = hashlib.sha256()
+    hasher.update(json.dumps([_LAYOUT, loaded.encoder.fingerprint, max_tokens]).encode())
+    for text in texts:
+        hasher.update(b"\n" + json.dumps(text).encode())
+    return hasher.hexdigest()
+
+
+def _open_entry(entry: Path) -> Features | None:
+    """The entry if it is there and whole."""
+    try:
+        # Copy-on-write rather than read-only: torch wants writable memory, and nobody writes.
+        values = np.load(entry / "values.npy", mmap_mode="c", allow_pickle=False)
+        offsets = np.load(entry / "offsets.npy", allow_pickle=False)
+        said = json.loads((entry / "entry.json").read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, EOFError):  # damaged from outside: as good as absent
+        shutil.rmtree(entry, ignore_errors=True)
+        return None
+    return Features(
+        values=torch.from_numpy(values),
+        offsets=torch.from_numpy(offsets),
+        states=int(said["states"]),
+        truncated=int(said["truncated"]),
+    )
+
+
+def _put(made: Path, entry: Path) -> None:
+    try:
+        made.rename(entry)
+    except OSError:
+        if not entry.is_dir():  # another run was faster: its entry is equal
+            raise
+
+
+def _compute(
+    folder: Path,
+    loaded: LoadedEncoder,
+    texts: Sequence[TextInput],
+    max_tokens: int,
+    progress: Progress,
+    stage: str,
+) -> None:
+    rows = _tokenise(loaded, texts, max_tokens)
+    lengths = np.array([len(row.token_ids) for row in rows], dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    config = loaded.encoder.config
+    states = config.num_layers + 1
+    shape = (int(offsets[-1]), states * config.hidden_size)
+    _check_space(folder, shape[0] * shape[1] * 2)
+    values = np.lib.format.open_memmap(
+        folder / "values.npy", mode="w+", dtype=np.float16, shape=shape
+    )
+    progress.start(stage, total=shape[0], unit="tokens")
+    for batch in by_length(lengths, PASS_TOKENS):
+        padded = pad_rows([rows[index] for index in batch], config.pad_token_id)
+        features = loaded.encoder(padded.token_ids, padded.mask, padded.type_ids)
+        features = features.permute(1, 2, 0, 3).flatten(2).clamp(-_LARGEST_FP16, _LARGEST_FP16)
+        packed = features[padded.mask].half().cpu().numpy()  # [tokens of the batch, (L+1) * H]
+        ends = np.cumsum(lengths[batch])
+        for index, part in zip(batch, np.split(packed, ends[:-1]), strict=True):
+            values[offsets[index] : offsets[index + 1]] = part
+        progress.advance(int(ends[-1]))
+    values.flush()
+    np.save(folder / "offsets.npy", offsets)
+    said = {"states": states, "truncated": sum(row.truncated for row in rows)}
+    (folder / "entry.json").write_text(json.dumps(said))
+    progress.done()
+
+
+def _tokenise(loaded: LoadedEncoder, texts: Sequence[TextInput], max_tokens: int) -> list[TokenRow]:
+    rows: list[TokenRow] = []
+    for first in range(0, len(texts), _TOKENISED_AT_ONCE):
+        rows += loaded.tokenizer.encode(texts[first : first + _TOKENISED_AT_ONCE], max_tokens)
+    return rows
+
+
+def _check_space(folder: Path, needed_bytes: int) -> None:
+    free_bytes = shutil.disk_usage(folder).free
+    if needed_bytes > free_bytes:
+        raise CacheSpaceError(folder.parent, needed_bytes, free_bytes)
