@@ -13,8 +13,9 @@ COPY constraints.txt ./
 RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf \
     python3 -m venv /opt/labelmux && \
     case "$VARIANT" in cpu|cuda) ;; *) echo "VARIANT is '$VARIANT'; give cpu or cuda" >&2; exit 1 ;; esac && \
-    if [ "$VARIANT" = cpu ] && [ -n "$TORCH_INDEX" ]; then index="--index-url $TORCH_INDEX"; else index=""; fi && \
-    /opt/labelmux/bin/pip install $index -c constraints.txt torch && \
+    if [ "$VARIANT" = cpu ] && [ -n "$TORCH_INDEX" ]; then export PIP_INDEX_URL="$TORCH_INDEX"; fi && \
+    /opt/labelmux/bin/pip install -c constraints.txt torch && \
+    unset PIP_INDEX_URL && \
     /opt/labelmux/bin/pip install -c constraints.txt hatchling
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY clients/python clients/python

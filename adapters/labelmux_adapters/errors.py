@@ -19,6 +19,7 @@ AdapterError
 │   └── NonFiniteTensorError         non_finite
 └── AdapterMisfitError               the file is well-formed, but not for this encoder
     ├── ForeignEncoderError          foreign_encoder
+    ├── SizeMisfitError              size_misfit
     └── CanaryMismatchError          canary_mismatch
 
 Each leaf carries a ``code``, stable across releases, and its facts as JSON-ready attributes. What
@@ -277,6 +278,21 @@ class ForeignEncoderError(AdapterMisfitError):
         super().__init__(
             f"adapter: trained on the encoder {adapter_fingerprint}, this one is "
             f"{encoder_fingerprint}; train it again on this encoder, or serve it with that one"
+        )
+
+
+class SizeMisfitError(AdapterMisfitError):
+    """A size in the manifest is not one that this encoder can serve."""
+
+    code = "size_misfit"
+
+    def __init__(self, size: str, found: int, expected: str) -> None:
+        self.size = size
+        self.found = found
+        self.expected = expected
+        super().__init__(
+            f"adapter: {size} is {found}, this encoder needs {expected}; "
+            "train it again on this encoder"
         )
 
 

@@ -180,11 +180,12 @@ class YTuning(nn.Module):
         states = self.cross_norm(torch.cat([task, states[:, 1:]], dim=1))
         inner = self._dropout(functional.gelu(self.ffn_in(states)))
         states = self.ffn_norm(states + self._dropout(self.ffn_out(inner)))
-        scores = (states[:, 1:] @ states[:, 0].unsqueeze(-1)).squeeze(-1)
+        scores: Tensor = (states[:, 1:] @ states[:, 0].unsqueeze(-1)).squeeze(-1)
         return scores / math.sqrt(self.sizes.width)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.sizes.heads, -1)).transpose(-3, -2)
+        heads: Tensor = x.unflatten(-1, (self.sizes.heads, -1))
+        return heads.transpose(-3, -2)
 
 
 def margin_loss(logits: Tensor, gold: Tensor, margin: float) -> Tensor:

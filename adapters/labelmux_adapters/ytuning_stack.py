@@ -176,7 +176,7 @@ class _Groups:
 def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """[G, R, C, in], [G, out, in], [G, out] -> [G, R, C, out]"""
     flat = torch.baddbmm(bias.unsqueeze(1), x.flatten(1, 2), weight.transpose(1, 2))
-    return flat.unflatten(1, x.shape[1:3])
+    return flat.view(*x.shape[:3], -1)
 
 
 def _normalise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

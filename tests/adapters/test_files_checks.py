@@ -91,6 +91,7 @@ def test_a_header_longer_than_the_file_is_refused(adapter_file: bytes):
 @pytest.mark.parametrize(
     "header",
     ["{", "{]", '{"a": NaN}', '{"a": ' + "[" * 200_000, '{"a": ' + "1" * 5000 + "}", '{"a": 1} x'],
+    ids=lambda header: header[:12],
 )
 def test_a_header_that_is_no_json_object_is_refused(header: str):
     assert code_of(join(header, b"")) == "not_safetensors"
@@ -240,6 +241,15 @@ def test_overlapping_gapped_or_outside_offsets_are_refused(adapter_file: bytes, 
         moved = json.loads(json.dumps(header))
         moved[name]["data_offsets"] = [offset + shift for offset in header[name]["data_offsets"]]
         assert code_of(join(moved, body)) == "bad_offsets"
+
+
+@pytest.mark.parametrize("surplus", [-4, 4])
+def test_a_range_that_its_shape_does_not_fill_is_refused(adapter_file: bytes, surplus: int):
+    header, body = split(adapter_file)
+    last = max(header.keys() - {"__metadata__"}, key=lambda name: header[name]["data_offsets"])
+    header[last]["data_offsets"][1] += surplus
+    fitting = (body + b"\x00" * 4)[: len(body) + surplus]
+    assert code_of(join(header, fitting)) == "bad_offsets"
 
 
 def test_two_tensors_in_one_place_are_refused(adapter_file: bytes):

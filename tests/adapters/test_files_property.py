@@ -146,7 +146,33 @@ def test_edited_headers(adapter_file: bytes, data: st.DataObject):
     attempt(join(json.dumps(header).encode(), body))
 
 
-@examples(250)
+@examples(100)
+@given(st.data())
+def test_edited_tensor_entries(adapter_file: bytes, data: st.DataObject):
+    header, body = split(adapter_file)
+    names = [name for name in header if name != "__metadata__"]
+    for _ in range(data.draw(st.integers(1, 2))):
+        entry = header[data.draw(st.sampled_from(names))]
+        key = data.draw(st.sampled_from(["dtype", "shape", "data_offsets"]))
+        numbers = st.lists(st.one_of(huge, st.integers(-8, len(body) + 8)), max_size=3)
+        entry[key] = data.draw(st.one_of(odd_text, numbers, json_values))
+    adapter = attempt(join(json.dumps(header).encode(), body))
+    assert (adapter is not None) == (header == split(adapter_file)[0])
+
+
+@examples(50)
+@given(st.data())
+def test_overwritten_values(adapter_file: bytes, data: st.DataObject):
+    header, body = split(adapter_file)
+    bits = st.sampled_from([0x7F800000, 0xFF800000, 0x7FC00000, 0x7F800001, 0x7F7FFFFF, 1])
+    place = 4 * data.draw(st.integers(0, len(body) // 4 - 1))
+    value = data.draw(bits)
+    changed = body[:place] + struct.pack("<I", value) + body[place + 4 :]
+    adapter = attempt(join(json.dumps(header).encode(), changed))
+    assert (adapter is not None) == (value in (0x7F7FFFFF, 1))
+
+
+@examples(200)
 @given(st.data())
 def test_edited_manifests(adapter_file: bytes, data: st.DataObject):
     header, body = split(adapter_file)

@@ -179,6 +179,7 @@ def test_canary_logits_must_be_finite(make_manifest: MakeManifest):
         '{"labels": ["\\ud800", "b"]}',
         json.dumps({str(index): 0 for index in range(10_001)}),
     ],
+    ids=lambda text: text[:12] or "empty",
 )
 def test_text_that_is_no_json_object_is_refused(text: str):
     with pytest.raises(ManifestError) as caught:

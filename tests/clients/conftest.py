@@ -114,31 +114,22 @@ class FakeServer:
         return [json.loads(request.content) for request in self.requests]
 
 
-def ask_sync(
-    server: FakeServer, method: str, *args, options: Any = None, **kwargs
-) -> Any:
+def ask_sync(server: FakeServer, method: str, *args, options: Any = None, **kwargs) -> Any:
     with httpx2.Client(transport=httpx2.MockTransport(server.handle)) as http_client:
-        client = Client(
-            base_url=BASE_URL,
-            http_client=http_client,
-            sleep=server.pauses_s.append,
-            **(options or {}),
-        )
+        given = {"base_url": BASE_URL} | (options or {})
+        client = Client(http_client=http_client, sleep=server.pauses_s.append, **given)
         return getattr(client, method)(*args, **kwargs)
 
 
-def ask_async(
-    server: FakeServer, method: str, *args, options: Any = None, **kwargs
-) -> Any:
+def ask_async(server: FakeServer, method: str, *args, options: Any = None, **kwargs) -> Any:
     async def sleep(seconds: float) -> None:
         server.pauses_s.append(seconds)
 
     async def ask() -> Any:
         transport = httpx2.MockTransport(server.handle)
         async with httpx2.AsyncClient(transport=transport) as http_client:
-            client = AsyncClient(
-                base_url=BASE_URL, http_client=http_client, sleep=sleep, **(options or {})
-            )
+            given = {"base_url": BASE_URL} | (options or {})
+            client = AsyncClient(http_client=http_client, sleep=sleep, **given)
             return await getattr(client, method)(*args, **kwargs)
 
     return asyncio.run(ask())

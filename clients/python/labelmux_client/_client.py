@@ -148,7 +148,7 @@ class Client:
             texts: one text, or several.
             pairs: two texts each, for tasks that read two; instead of ``texts``.
             task: name of one task; ``name@3`` is its version 3.
-            tasks: names of several tasks, or ``"*"`` for all; instead of ``task``.
+            tasks: instead of ``task``, names of several, or ``"*"`` for all that read such texts.
             top_k: give only so many labels, the likeliest.
             raw_scores: give logits instead of probabilities.
             truncation: False makes a text that is too long an error.

@@ -180,6 +180,7 @@ CODES: Mapping[str, type[StatusError]] = {
     "non_finite": AdapterRefusedError,
     "foreign_encoder": AdapterRefusedError,
     "canary_mismatch": AdapterRefusedError,
+    "size_misfit": AdapterRefusedError,
     "digest_mismatch": AdapterRefusedError,
     "overloaded": OverloadedError,
     "not_ready": NotReadyError,

@@ -47,7 +47,7 @@ class Prediction:
     labels: tuple[LabelScore, ...]
     #: The text was longer than the task reads; its end was not seen.
     truncated: bool
-    #: The scores are probabilities, calibrated on the task's dev set; False for raw scores.
+    #: A temperature, fitted on the task's dev set, shaped the scores; False for raw scores.
     calibrated: bool
 
     @property

@@ -1,0 +1,60 @@
+"""Many texts to a server, some at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+from labelmux_cli.texts import Row
+from labelmux_client import ClassifyResult, Client, InvalidRequestError, TextResult
+
+Item = TypeVar("Item")
+
+#: Texts in one call.
+CHUNK_ROWS = 64
+_TOO_MUCH = frozenset({"too_many_texts", "body_too_large"})
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of every text."""
+
+    #: One name makes a failure of the task an error; several, or ``*``, part of the answer.
+    tasks: tuple[str, ...]
+    pair: bool = False
+    top_k: int | None = None
+    raw_scores: bool = False
+    truncation: bool = True
+
+
+def ask(client: Client, rows: Sequence[Row], question: Question) -> list[TextResult]:
+    """The answers to some rows, in their order; in smaller calls where one would be too big."""
+    try:
+        return list(_call(client, rows, question))
+    except InvalidRequestError as error:
+        if error.code not in _TOO_MUCH or len(rows) == 1:
+            raise
+        middle = len(rows) // 2
+        return ask(client, rows[:middle], question) + ask(client, rows[middle:], question)
+
+
+def chunked(items: Iterable[Item], count: int = CHUNK_ROWS) -> Iterator[list[Item]]:
+    """The items, ``count`` at a time."""
+    source = iter(items)
+    while chunk := list(islice(source, count)):
+        yield chunk
+
+
+def _call(client: Client, rows: Sequence[Row], question: Question) -> ClassifyResult:
+    one = len(question.tasks) == 1 and question.tasks != ("*",)
+    return client.classify(
+        None if question.pair else [row.text for row in rows],
+        pairs=[(row.text, row.pair or "") for row in rows] if question.pair else None,
+        task=question.tasks[0] if one else None,
+        tasks=None if one else question.tasks,
+        top_k=question.top_k,
+        raw_scores=question.raw_scores,
+        truncation=question.truncation,
+    )

@@ -1,0 +1,178 @@
+"""``labelmux classify``: texts in, labels out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from labelmux_cli.chunks import Question, ask, chunked
+from labelmux_cli.connection import DEFAULT_URL, AsJson, Key, Url, connect
+from labelmux_cli.errors import FailedError, UsageError
+from labelmux_cli.output import plain, print_json, print_table, reported, tell, to_json
+from labelmux_cli.texts import Format, Row, open_input, rows_of_arguments, rows_of_lines
+from labelmux_client import Client, Prediction, TextResult
+
+#: Labels that people see of each answer, if they do not say how many.
+_SHOWN_LABELS = 3
+_SHOWN_CHARS = 60
+
+
+@reported
+def classify(
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="TEXT", help="Texts to classify.")
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            metavar="TASK",
+            help="Task to ask; may be given several times. NAME@2 asks version 2.",
+        ),
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Ask every task that reads such texts.")
+    ] = False,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file", metavar="FILE", help="Take the texts from a file: one a line, or JSONL."
+        ),
+    ] = None,
+    form: Annotated[
+        Format, typer.Option("--format", help="How the file or stdin is written.")
+    ] = "auto",
+    pair: Annotated[
+        bool,
+        typer.Option(
+            "--pair",
+            help='Each row is two texts: two arguments, a tab between, or "text" and "pair".',
+        ),
+    ] = False,
+    top_k: Annotated[
+        int | None,
+        typer.Option("--top-k", metavar="N", min=1, help="Only so many labels, best first."),
+    ] = None,
+    raw_scores: Annotated[
+        bool, typer.Option("--raw-scores", help="Logits instead of probabilities.")
+    ] = False,
+    no_truncation: Annotated[
+        bool, typer.Option("--no-truncation", help="A text that is too long is an error.")
+    ] = False,
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Classify texts on a running server.
+
+    Texts are arguments, or lines of a file or of stdin; JSONL lines have them under "text".
+    With --json, arguments give one JSON object, a file or stdin one JSON line per text.
+
+    Example:
+      labelmux classify "what a lovely film" --task sentiment
+      labelmux classify "win a prize" --all
+      labelmux classify "a man sleeps" "a man is asleep" --pair --task paraphrase
+      labelmux classify --file texts.jsonl --task sentiment --json > out.jsonl
+    """
+    if bool(task) == every:
+        raise UsageError("name tasks with --task (`labelmux tasks` lists them), or give --all")
+    if texts and file is not None:
+        raise UsageError("give texts as arguments or with --file, not both")
+    question = Question(
+        tasks=("*",) if every else tuple(task or ()),
+        pair=pair,
+        top_k=top_k if top_k is not None or as_json else _SHOWN_LABELS,
+        raw_scores=raw_scores,
+        truncation=not no_truncation,
+    )
+    with connect(url, key) as client:
+        if texts:
+            answers = _answers(client, rows_of_arguments(texts, pair=pair), question)
+            complete = _print_object(answers) if as_json else _print_people(answers)
+        else:
+            complete = _classify_stream(client, file, form, question, as_json)
+    if not complete:
+        raise FailedError("some tasks could not answer; what they said stands in their place")
+
+
+Answer = tuple[Row, TextResult]
+
+
+def _answers(client: Client, rows: Iterable[Row], question: Question) -> Iterator[Answer]:
+    for chunk in chunked(rows):
+        yield from zip(chunk, ask(client, chunk, question), strict=True)
+
+
+def _classify_stream(
+    client: Client, file: Path | None, form: Format, question: Question, as_json: bool
+) -> bool:
+    if file is None and sys.stdin.isatty():
+        raise UsageError("no texts: give them as arguments, with --file, or on stdin")
+    name = "stdin" if file is None or str(file) == "-" else str(file)
+    with open_input(file) as stream:
+        rows = rows_of_lines(stream, name, pair=question.pair, form=form)
+        answers = _answers(client, rows, question)
+        return _print_lines(answers) if as_json else _print_people(answers)
+
+
+def _print_lines(answers: Iterable[Answer]) -> bool:
+    complete = True
+    for row, result in answers:
+        print_json(_as_object(row, result))
+        complete = complete and not result.failures
+    return complete
+
+
+def _print_object(answers: Iterable[Answer]) -> bool:
+    found = list(answers)
+    print_json({"results": [_as_object(row, result) for row, result in found]})
+    return not any(result.failures for _, result in found)
+
+
+def _as_object(row: Row, result: TextResult) -> dict[str, Any]:
+    texts: dict[str, Any] = {"text": row.text}
+    if row.pair is not None:
+        texts["pair"] = row.pair
+    failures = {
+        name: {"error": {"code": failure.code, "message": failure.message}}
+        for name, failure in result.failures.items()
+    }
+    return row.fields | texts | {"predictions": to_json(dict(result.predictions)) | failures}
+
+
+def _print_people(answers: Iterable[Answer]) -> bool:
+    table: list[tuple[object, ...]] = []
+    complete = True
+    for row, result in answers:
+        shown = _shorten(row)
+        for name, prediction in result.predictions.items():
+            table.append((shown, name, _labels(prediction)))
+            shown = ""
+        for name, failure in result.failures.items():
+            table.append((shown, name, Text(f"{plain(failure.message)}", style="red")))
+            shown = ""
+            complete = False
+    if table:
+        print_table(("Text", "Task", "Labels"), table)
+    else:
+        tell("nothing was asked: no rows, or no task that reads such texts")
+    return complete
+
+
+def _labels(prediction: Prediction) -> Text:
+    first, *others = (
+        Text.assemble(plain(item.label), f" {item.score:.3f}") for item in prediction.labels
+    )
+    first.stylize("bold")
+    text = Text(", ").join([first, *others])
+    return text.append(" (truncated)", style="yellow") if prediction.truncated else text
+
+
+def _shorten(row: Row) -> str:
+    text = row.text if row.pair is None else f"{row.text} | {row.pair}"
+    return text if len(text) <= _SHOWN_CHARS else f"{text[: _SHOWN_CHARS - 3]}..."

@@ -1,0 +1,91 @@
+"""The command ``labelmux``: which commands there are, and how the process ends.
+
+Exit codes: 0 done, 1 it failed, 2 the command line makes no sense, 3 no server could be reached,
+130 Ctrl-C. Importing this module loads no torch; commands that need it load it when they run.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from labelmux_cli import remote
+from labelmux_cli.classify import classify
+from labelmux_cli.errors import BROKEN_PIPE
+from labelmux_cli.evaluate import evaluate
+from labelmux_cli.inspect_file import inspect
+from labelmux_cli.output import print_line, quiet_stdout
+from labelmux_cli.serve import serve
+from labelmux_cli.train import train
+
+app = typer.Typer(
+    name="labelmux",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_PANELS: dict[str, dict[str, Callable[..., None]]] = {
+    "Make": {"train": train, "evaluate": evaluate, "inspect": inspect},
+    "Serve and ask": {"serve": serve, "tasks": remote.tasks, "classify": classify},
+    "Change a running server": {
+        "push": remote.push,
+        "versions": remote.versions,
+        "activate": remote.activate,
+        "rollback": remote.rollback,
+        "download": remote.download,
+        "delete": remote.delete,
+    },
+}
+for _panel, _commands in _PANELS.items():
+    for _name, _command in _commands.items():
+        app.command(_name, rich_help_panel=_panel)(_command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print_line(f"labelmux {version('labelmux')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_show_version, help="Show the version and leave."
+        ),
+    ] = False,
+) -> None:
+    """One frozen encoder, any number of text classifiers, swapped while it serves.
+
+    Start a server with `labelmux serve`, then in another terminal:
+      labelmux classify "what a lovely film" --task sentiment
+
+    A task of your own:
+      labelmux train --task mine --train rows.csv
+      labelmux push mine.safetensors
+    """
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the process's exit code."""
+    code: object = 0
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="labelmux")
+    except SystemExit as end:
+        code = end.code
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        quiet_stdout()
+        return BROKEN_PIPE
+    return code if isinstance(code, int) else int(code is not None)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

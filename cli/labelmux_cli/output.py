@@ -1,0 +1,139 @@
+"""What the command prints: results on stdout, everything else on stderr.
+
+Names and texts come from files and servers, so what is printed for people passes ``plain``: no
+markup, no control characters that a terminal would obey.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, is_dataclass
+from datetime import datetime
+from typing import Any, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from labelmux_cli import errors
+
+P = ParamSpec("P")
+
+#: Where nobody's terminal says how wide lines may be.
+_PIPE_WIDTH = 160
+_DIGEST_CHARS = len("sha256:") + 12
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to ``reported``, inside whose ``except`` this is called."""
+        raise
+
+
+def out() -> Console:
+    """The console of results."""
+    return _Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+
+
+def err() -> Console:
+    """The console of progress and problems."""
+    return _Console(
+        stderr=True, width=None if sys.stderr.isatty() else _PIPE_WIDTH, highlight=False
+    )
+
+
+def plain(value: object) -> Text:
+    """A value as people may see it: no markup, nothing that moves the cursor."""
+    return Text("".join(char if char.isprintable() else " " for char in str(value)))
+
+
+def print_line(message: str) -> None:
+    """One sentence on stdout."""
+    out().print(plain(message), soft_wrap=True)
+
+
+def tell(message: str) -> None:
+    """One sentence on stderr."""
+    err().print(plain(message), soft_wrap=True)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table on stdout; numbers stand to the right."""
+    cells = [list(row) for row in rows]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, name in enumerate(columns):
+        numeric = all(isinstance(row[index], int | float) for row in cells)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*(value if isinstance(value, Text) else plain(value) for value in row))
+    out().print(table)
+
+
+def print_json(value: object) -> None:
+    """One JSON value on one line of stdout, in ASCII."""
+    sys.stdout.write(json.dumps(to_json(value), allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def to_json(value: Any) -> Any:
+    """Dataclasses, times and tuples as JSON has them."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return to_json(asdict(value))
+    if isinstance(value, dict):
+        return {key: to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+def short_digest(digest: str) -> str:
+    """Enough of a digest to tell versions apart."""
+    return digest[:_DIGEST_CHARS]
+
+
+def size(size_bytes: int) -> str:
+    """A number of bytes for people."""
+    if size_bytes < 1024:
+        return f"{size_bytes} B"
+    if size_bytes < 1024 * 1024:
+        return f"{size_bytes / 1024:.0f} KiB"
+    return f"{size_bytes / 1024 / 1024:.1f} MiB"
+
+
+def when(moment: datetime) -> str:
+    """A time for people, in the zone of this machine."""
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def reported(command: Callable[P, None]) -> Callable[P, None]:
+    """A command whose errors end in one line on stderr and the exit code that fits.
+
+    Where the command has ``as_json`` and it is set, stdout gets ``{"error": {...}}`` besides.
+    """
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except BrokenPipeError:
+            quiet_stdout()
+            raise typer.Exit(errors.BROKEN_PIPE) from None
+        except errors.TOLD as error:
+            if kwargs.get("as_json"):
+                print_json({"error": errors.describe(error)})
+            tell(errors.line(error))
+            raise typer.Exit(errors.exit_code(error)) from error
+
+    return run
+
+
+def quiet_stdout() -> None:
+    """After a broken pipe: nothing more is written, also not when the interpreter ends."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    os.close(devnull)

@@ -1,0 +1,248 @@
+"""``labelmux train``: labelled rows in, an adapter file and a report out.
+
+How it learns is set by the trainer's settings; their names and defaults stand there alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from labelmux_cli.bars import Bars
+from labelmux_cli.connection import AsJson
+from labelmux_cli.errors import UsageError
+from labelmux_cli.labelled import (
+    LabelColumn,
+    PairColumn,
+    TextColumn,
+    columns,
+    needs_extra,
+    print_metrics,
+)
+from labelmux_cli.output import print_json, print_line, reported, size
+from labelmux_training.settings import TrainerSettings
+
+if TYPE_CHECKING:
+    from labelmux_training.train import TrainResult
+
+_SIZES = "Size of the adapter"
+_LEARNING = "How it learns"
+_FILES = "Files"
+
+#: By the name of the trainer's setting.
+_LEARNING_HELP = {
+    "epochs": "Most passes over the rows.",
+    "batch_rows": "Rows a step.",
+    "learning_rate": "At its peak.",
+    "weight_decay": "Pull of the weights towards 0.",
+    "warmup": "Share of the steps in which the rate climbs from 0.",
+    "schedule": "How the rate falls after that.",
+    "loss": "What it makes small.",
+    "margin": "Lead that the right label should have; for --loss margin.",
+    "label_smoothing": "Share of the target spread over all labels; for --loss cross_entropy.",
+    "dropout": "Share of values that a step leaves out.",
+    "token_dropout": "Share of a text's tokens that a step leaves out.",
+    "label_start": "What label vectors start from.",
+    "patience": "Epochs without a better dev score before it stops; 0: never.",
+    "seed": "The same seed gives the same file.",
+}
+
+
+def _train(
+    task: Annotated[
+        str, typer.Option("--task", metavar="TASK", help="Name of the task, for the report.")
+    ],
+    train_file: Annotated[
+        Path,
+        typer.Option("--train", metavar="FILE", help="Labelled rows: CSV, TSV or JSONL (or .gz)."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE", help="The adapter file; TASK.safetensors if left out."
+        ),
+    ] = None,
+    dev: Annotated[
+        Path | None,
+        typer.Option(
+            "--dev",
+            metavar="FILE",
+            help="Rows that decide when to stop; a tenth of the others if left out.",
+        ),
+    ] = None,
+    test: Annotated[
+        Path | None,
+        typer.Option("--test", metavar="FILE", help="Rows scored at the end; they decide nothing."),
+    ] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Fit a linear probe too, to compare with.")
+    ] = False,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    pair_column: PairColumn = None,
+    encoder: Annotated[
+        str,
+        typer.Option(
+            "--encoder",
+            metavar="bundled|FOLDER|HUB-ID",
+            help="The encoder that will serve; an adapter fits no other.",
+        ),
+    ] = "bundled",
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-tokens", metavar="N", min=4, help="Where texts are cut; 256 if left out."
+        ),
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(
+            "--width",
+            metavar="N",
+            min=1,
+            help="The widest within 2 % of the encoder's parameters if left out.",
+            rich_help_panel=_SIZES,
+        ),
+    ] = None,
+    heads: Annotated[
+        int | None,
+        typer.Option(
+            "--heads", metavar="N", min=1, help="Chosen if left out.", rich_help_panel=_SIZES
+        ),
+    ] = None,
+    ffn: Annotated[
+        int | None,
+        typer.Option(
+            "--ffn", metavar="N", min=1, help="Chosen if left out.", rich_help_panel=_SIZES
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="FILE",
+            help="The HTML report; report.html beside the adapter if left out.",
+            rich_help_panel=_FILES,
+        ),
+    ] = None,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--cache-dir",
+            metavar="FOLDER",
+            help="Where features are kept, so that a second run is fast.",
+            rich_help_panel=_FILES,
+        ),
+    ] = None,
+    note: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--note",
+            metavar="KEY=TEXT",
+            help="Goes into the file's card, such as data=... or licence=...; any number.",
+            rich_help_panel=_FILES,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    **learning: Any,
+) -> None:
+    """Train an adapter on labelled rows; the encoder itself stays as it is.
+
+    Prints how good it is on the dev rows, and writes the adapter file and a report.
+
+    Example:
+      labelmux train --task spam --train train.csv
+      labelmux train --task spam --train train.csv --dev dev.csv --probe
+    """
+    card = _card(note or ())
+    with Bars() as bars, needs_extra():
+        from labelmux_training.train import TrainOptions
+        from labelmux_training.train import train as run
+
+        options = TrainOptions(
+            task=task,
+            train=train_file,
+            out=out if out is not None else Path(f"{Path(task).name}.safetensors"),
+            dev=dev,
+            test=test,
+            columns=columns(text_column, label_column, pair_column),
+            encoder=encoder,
+            max_tokens=max_tokens,
+            width=width,
+            heads=heads,
+            ffn=ffn,
+            settings=TrainerSettings(**learning),
+            probe=probe,
+            cache_dir=cache_dir,
+            report=report,
+            card=card,
+        )
+        result = run(options, progress=bars)
+    if as_json:
+        print_json({"task": task, **result.to_json()})
+    else:
+        _print_people(task, result)
+
+
+def _signature() -> inspect.Signature:
+    """The options above, and one for each setting of the trainer with the trainer's default."""
+    kinds = typing.get_type_hints(TrainerSettings)
+    own = inspect.signature(_train, eval_str=True).parameters.values()
+    kept = [item for item in own if item.kind is not inspect.Parameter.VAR_KEYWORD]
+    learning = [
+        inspect.Parameter(
+            item.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=item.default,
+            annotation=Annotated[kinds[item.name], _learning_option(item.name, kinds[item.name])],
+        )
+        for item in dataclasses.fields(TrainerSettings)
+    ]
+    return inspect.Signature([*kept, *learning])
+
+
+def _learning_option(name: str, kind: Any) -> Any:
+    return typer.Option(
+        "--" + name.replace("_", "-"),
+        metavar={int: "N", float: "X"}.get(kind),
+        help=_LEARNING_HELP[name],
+        rich_help_panel=_LEARNING,
+    )
+
+
+def _card(notes: Sequence[str]) -> dict[str, str]:
+    card = {}
+    for note in notes:
+        name, equals, text = note.partition("=")
+        if not equals or not name.strip():
+            raise UsageError(f"--note is {note!r}; write it as KEY=TEXT")
+        card[name.strip()] = text.strip()
+    return card
+
+
+def _print_people(task: str, result: TrainResult) -> None:
+    named = {
+        "dev": result.dev,
+        "test": result.test,
+        "linear probe, dev": result.probe_dev,
+        "linear probe, test": result.probe_test,
+    }
+    print_metrics({name: metrics for name, metrics in named.items() if metrics is not None})
+    manifest = result.adapter.manifest
+    print_line("")
+    print_line(
+        f"adapter  {result.path} ({size(result.size_bytes)}, {manifest.parameters:,} parameters, "
+        f"{manifest.parameter_share:.2%} of the encoder's)"
+    )
+    print_line(f"report   {result.report}")
+    print_line(f"next     labelmux push {result.path} --task {task}")
+
+
+_train.__signature__ = _signature()  # type: ignore[attr-defined]
+train = reported(_train)

@@ -1,0 +1,121 @@
+"""Stacked readouts equal one-by-one readouts, whatever shares the batch or came and went."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from labelmux_adapters.bank import Bank, Slot
+from labelmux_adapters.files import Adapter
+from labelmux_adapters.ytuning import YTuningSizes, from_tensors
+
+TOLERANCE = 1e-4
+BATCH_TOLERANCE = 1e-5
+MakeAdapter = Callable[..., Adapter]
+
+
+def texts(count: int = 6, tokens: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    features = torch.randn(3, count, tokens, 32, generator=generator)
+    lengths = torch.tensor([tokens, 4, 1, 7, tokens, 2])[:count]
+    return features, torch.arange(tokens)[None] < lengths[:, None]
+
+
+def plain(adapter: Adapter, features: torch.Tensor, mask: torch.Tensor) -> NDArray[np.float32]:
+    sizes = YTuningSizes.from_mapping(adapter.manifest.sizes)
+    module = from_tensors(sizes, len(adapter.manifest.labels), adapter.tensors)
+    with torch.no_grad():
+        return module(features, mask).numpy()
+
+
+def test_a_mixed_batch_equals_the_plain_modules(make_adapter: MakeAdapter) -> None:
+    bank = Bank()
+    features, mask = texts()
+    adapters = [
+        make_adapter(tuple(f"l{i}" for i in range(count)), seed=seed, width=width)
+        for seed, (count, width) in enumerate(
+            [(2, 8), (3, 8), (5, 8), (4, 8), (2, 8), (40, 8), (3, 16), (2, 16), (8, 8), (2, 8)]
+        )
+    ]
+    slots = [bank.add(adapter) for adapter in adapters]
+    expected = [plain(adapter, features, mask) for adapter in adapters]
+    chooser = random.Random(1)
+    for rows_wanted in (1, 3, 40, 200):
+        chosen = [(chooser.randrange(6), chooser.randrange(10)) for _ in range(rows_wanted)]
+        found = bank.readout(features, mask, [(text, slots[which]) for text, which in chosen])
+        for (text, which), logits in zip(chosen, found, strict=True):
+            assert logits.shape == expected[which][text].shape
+            assert np.abs(logits - expected[which][text]).max() < TOLERANCE
+
+
+def test_a_row_does_not_depend_on_its_neighbours(make_adapter: MakeAdapter) -> None:
+    bank = Bank()
+    features, mask = texts()
+    slots = [bank.add(make_adapter(("a", "b", "c"), seed=seed)) for seed in range(4)]
+    (alone,) = bank.readout(features[:, 1:2, :4], mask[1:2, :4], [(0, slots[2])])
+    crowd = [(text, slot) for text in range(6) for slot in slots] * 3
+    found = bank.readout(features, mask, crowd)
+    same = [logits for row, logits in zip(crowd, found, strict=True) if row == (1, slots[2])]
+    assert len(same) == 3
+    for logits in same:
+        assert np.abs(logits - alone).max() < BATCH_TOLERANCE
+
+
+def test_one_task_far_more_often_than_the_others_is_right(make_adapter: MakeAdapter) -> None:
+    bank = Bank()
+    features, mask = texts()
+    adapters = [make_adapter(seed=seed) for seed in range(5)]
+    slots = [bank.add(adapter) for adapter in adapters]
+    chosen = [(row % 6, 0) for row in range(50)] + [(row, row) for row in range(1, 5)]
+    found = bank.readout(features, mask, [(text, slots[which]) for text, which in chosen])
+    for (text, which), logits in zip(chosen, found, strict=True):
+        expected = plain(adapters[which], features, mask)[text]
+        assert np.abs(logits - expected).max() < TOLERANCE
+
+
+def test_a_slot_given_back_serves_the_next_adapter(make_adapter: MakeAdapter) -> None:
+    bank = Bank()
+    features, mask = texts()
+    kept = make_adapter(seed=100)
+    kept_slot = bank.add(kept)
+    places: set[Slot] = set()
+    for seed in range(20):
+        adapter = make_adapter(seed=seed)
+        slot = bank.add(adapter)
+        places.add(slot)
+        found = bank.readout(features, mask, [(3, slot), (3, kept_slot)])
+        assert np.abs(found[0] - plain(adapter, features, mask)[3]).max() < TOLERANCE
+        assert np.abs(found[1] - plain(kept, features, mask)[3]).max() < TOLERANCE
+        bank.remove(slot)
+    assert len(places) == 1
+
+
+def test_adding_while_reading_changes_no_answer(make_adapter: MakeAdapter) -> None:
+    bank = Bank()
+    features, mask = texts()
+    adapter = make_adapter(("a", "b"), seed=1)
+    slot = bank.add(adapter)
+    expected = plain(adapter, features, mask)
+    others = [make_adapter(("a", "b"), seed=seed) for seed in range(2, 12)]
+    stop = threading.Event()
+
+    def churn() -> None:
+        while not stop.is_set():
+            for taken in [bank.add(other) for other in others]:
+                bank.remove(taken)
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        for _ in range(100):
+            found = bank.readout(features, mask, [(text, slot) for text in range(6)])
+            for text in range(6):
+                assert np.abs(found[text] - expected[text]).max() < TOLERANCE
+    finally:
+        stop.set()
+        thread.join()

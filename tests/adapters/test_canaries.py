@@ -1,0 +1,97 @@
+"""An upload proves that the adapter acts here as it was trained to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from labelmux_adapters.canaries import check_canaries, check_fit, serve_logits
+from labelmux_adapters.errors import CanaryMismatchError, ForeignEncoderError, SizeMisfitError
+from labelmux_adapters.files import Adapter, read_adapter, write_adapter
+from labelmux_adapters.scores import to_scores
+from labelmux_adapters.ytuning import YTuningSizes, expected_tensors, parameter_count
+from labelmux_encoder.weights import LoadedEncoder
+
+MakeAdapter = Callable[..., Adapter]
+
+
+def with_manifest(adapter: Adapter, **changes: Any) -> Adapter:
+    manifest = adapter.manifest.model_copy(update=changes)
+    return read_adapter(write_adapter(manifest, adapter.tensors))
+
+
+def test_an_adapter_that_acts_as_trained_passes(
+    make_adapter: MakeAdapter, tiny_encoder: LoadedEncoder
+) -> None:
+    check_canaries(make_adapter(("a", "b", "c")), tiny_encoder)
+    check_canaries(make_adapter(("a", "b"), pair=True), tiny_encoder)
+
+
+def test_other_tensors_than_the_trained_ones_are_caught(
+    make_adapter: MakeAdapter, tiny_encoder: LoadedEncoder
+) -> None:
+    adapter, other = make_adapter(seed=0), make_adapter(seed=1)
+    mixed = read_adapter(write_adapter(adapter.manifest, other.tensors))
+    with pytest.raises(CanaryMismatchError) as caught:
+        check_canaries(mixed, tiny_encoder)
+    assert caught.value.difference > adapter.manifest.canary_tolerance
+
+
+def test_an_overflowing_adapter_is_caught(
+    make_adapter: MakeAdapter, tiny_encoder: LoadedEncoder
+) -> None:
+    adapter = make_adapter()
+    huge = {name: tensor * 1e30 for name, tensor in adapter.tensors.items()}
+    with pytest.raises(CanaryMismatchError):
+        check_canaries(read_adapter(write_adapter(adapter.manifest, huge)), tiny_encoder)
+
+
+def test_a_foreign_encoder_is_named(make_adapter: MakeAdapter, tiny_encoder: LoadedEncoder) -> None:
+    foreign = with_manifest(make_adapter(), encoder_fingerprint="sha256:" + "1" * 64)
+    with pytest.raises(ForeignEncoderError, match="train it again on this encoder") as caught:
+        check_canaries(foreign, tiny_encoder)
+    assert tiny_encoder.encoder.fingerprint in str(caught.value)
+
+
+@pytest.mark.parametrize("size", ["hidden", "states"])
+def test_sizes_that_the_encoder_does_not_have_are_refused_before_any_pass(
+    size: str, make_adapter: MakeAdapter, tiny_encoder: LoadedEncoder
+) -> None:
+    adapter = make_adapter()
+    sizes = adapter.manifest.sizes | {size: adapter.manifest.sizes[size] + 1}
+    shapes = expected_tensors(YTuningSizes.from_mapping(sizes), 2)
+    manifest = adapter.manifest.model_copy(
+        update={
+            "sizes": sizes,
+            "parameters": parameter_count(YTuningSizes.from_mapping(sizes), 2),
+        }
+    )
+    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    with pytest.raises(SizeMisfitError, match=rf"sizes\.{size}"):
+        check_fit(read_adapter(write_adapter(manifest, tensors)), tiny_encoder.encoder)
+
+
+def test_more_tokens_than_the_encoder_reads_are_refused(
+    make_adapter: MakeAdapter, tiny_encoder: LoadedEncoder
+) -> None:
+    with pytest.raises(SizeMisfitError, match="at most 64"):
+        check_fit(with_manifest(make_adapter(), max_tokens=65), tiny_encoder.encoder)
+
+
+def test_scores_are_calibrated_probabilities_that_keep_the_order(
+    make_adapter: MakeAdapter, tiny_encoder: LoadedEncoder
+) -> None:
+    adapter = make_adapter(("a", "b", "c"))
+    (logits,) = serve_logits(adapter, tiny_encoder, ["the train to the coast"])
+    warm = adapter.manifest.calibration.model_copy(update={"temperature": 4.0})
+    plain = to_scores(logits, adapter.manifest)
+    flat = to_scores(logits, adapter.manifest.model_copy(update={"calibration": warm}))
+    assert plain.sum() == pytest.approx(1, abs=1e-6) and flat.sum() == pytest.approx(1, abs=1e-6)
+    assert (np.argsort(plain) == np.argsort(flat)).all()
+    assert flat.max() < plain.max()
+    expected = torch.softmax(torch.tensor(logits) / 4, -1).numpy()
+    assert np.allclose(flat, expected, atol=1e-6)

@@ -1,0 +1,293 @@
+"""A small server of the wire's words, in a thread, and a way to run the command."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, NamedTuple
+
+import pytest
+
+AT = "2026-01-02T03:04:05Z"
+
+
+class Refused(Exception):
+    """What the fake server answers instead."""
+
+    def __init__(self, status: int, code: str) -> None:
+        super().__init__(status, code)
+        self.status = status
+        self.code = code
+
+
+@dataclass
+class Task:
+    """One task of the fake server: it gives the first label to every text that has a "!"."""
+
+    labels: list[str] = field(default_factory=lambda: ["spam", "ham"])
+    pair: bool = False
+    files: list[bytes] = field(default_factory=list)
+    active: int = 1
+    history: list[tuple[str, int]] = field(default_factory=list)
+
+    def digest(self, version: int) -> str:
+        return f"sha256:{hashlib.sha256(self.files[version - 1]).hexdigest()}"
+
+
+@dataclass
+class FakeServer:
+    """What the tests look at."""
+
+    url: str = ""
+    tasks: dict[str, Task] = field(default_factory=dict)
+    key: str | None = None
+    max_texts: int = 256
+    requests: list[tuple[str, str, Any]] = field(default_factory=list)
+
+    def task(self, name: str) -> Task:
+        if name not in self.tasks:
+            raise Refused(404, "task_not_found")
+        return self.tasks[name]
+
+    def answer(self, method: str, path: str, headers: Any, body: bytes) -> tuple[int, Any]:
+        if self.key and method != "GET" and headers.get("Authorization") != f"Bearer {self.key}":
+            raise Refused(401, "unauthorized")
+        if path == "/v1/classify":
+            return 200, self._classify(json.loads(body))
+        if path == "/v1/tasks":
+            return 200, {"tasks": [self._info(name) for name in self.tasks]}
+        found = re.fullmatch(r"/v1/tasks/([^/?]+)(/[^?]*)?(?:\?version=(\d+))?", path)
+        assert found, path
+        name, tail, version = found.groups()
+        return self._task_route(method, name, tail or "", version, headers, body)
+
+    def _task_route(
+        self, method: str, name: str, tail: str, version: str | None, headers: Any, body: bytes
+    ) -> tuple[int, Any]:
+        if (method, tail) == ("PUT", "/adapter"):
+            return self._push(name, headers, body)
+        task = self.task(name)
+        if (method, tail) == ("GET", ""):
+            return 200, self._info(name)
+        if (method, tail) == ("GET", "/adapter"):
+            return 200, task.files[int(version or task.active) - 1]
+        if (method, tail) == ("GET", "/versions"):
+            return 200, self._versions(name)
+        if (method, tail) == ("DELETE", ""):
+            del self.tasks[name]
+            return 204, None
+        if method == "DELETE":
+            raise Refused(409, "version_active")
+        if tail == "/activate":
+            task.active = json.loads(body)["version"]
+        elif task.active == 1:
+            raise Refused(409, "no_previous_version")
+        else:
+            task.active -= 1
+        return 200, {"task": name, "version": task.active, "digest": task.digest(task.active)}
+
+    def _push(self, name: str, headers: Any, body: bytes) -> tuple[int, Any]:
+        assert headers["X-Content-SHA256"] == hashlib.sha256(body).hexdigest()
+        if headers.get("If-None-Match") == "*" and name in self.tasks:
+            raise Refused(412, "task_exists")
+        if not body.startswith(b"adapter"):
+            raise Refused(400, "not_safetensors")
+        task = self.tasks.setdefault(name, Task())
+        known = body in task.files
+        if not known:
+            task.files.append(body)
+        task.active = task.files.index(body) + 1
+        task.history.append(("upload", task.active))
+        answer = {"task": name, "version": task.active, "digest": task.digest(task.active)}
+        return 200 if known else 201, answer | {"active": True}
+
+    def _info(self, name: str) -> dict[str, Any]:
+        task = self.tasks[name]
+        return {
+            "task": name,
+            "method": "ytuning",
+            "task_kind": "single_label",
+            "labels": task.labels,
+            "pair": task.pair,
+            "max_tokens": 64,
+            "version": task.active,
+            "digest": task.digest(task.active),
+            "encoder_fingerprint": "sha256:0",
+            "metrics": {"accuracy": 0.9},
+            "parameters": 10,
+            "parameter_share": 0.01,
+            "size_bytes": 2048,
+            "created_at": AT,
+            "card": {},
+        }
+
+    def _versions(self, name: str) -> dict[str, Any]:
+        task = self.tasks[name]
+        return {
+            "task": name,
+            "active": task.active,
+            "versions": [
+                {
+                    "version": number,
+                    "digest": task.digest(number),
+                    "size_bytes": len(data),
+                    "created_at": AT,
+                    "active": number == task.active,
+                }
+                for number, data in enumerate(task.files, start=1)
+            ],
+            "history": [
+                {"at": AT, "action": action, "version": number, "digest": task.digest(number)}
+                for action, number in task.history
+            ],
+        }
+
+    def _classify(self, body: dict[str, Any]) -> dict[str, Any]:
+        texts = body.get("texts") or [" | ".join(pair) for pair in body["pairs"]]
+        if len(texts) > self.max_texts:
+            raise Refused(413, "too_many_texts")
+        names = [body["task"]] if "task" in body else body["tasks"]
+        if names == ["*"]:
+            names = list(self.tasks)
+        results = [
+            {"predictions": {name: self._predict(name, text, body) for name in names}}
+            for text in texts
+        ]
+        return {"results": results, "encoder_rows": len(texts), "tokens": 5 * len(texts)}
+
+    def _predict(self, name: str, text: str, body: dict[str, Any]) -> dict[str, Any]:
+        base, _, version = name.partition("@")
+        try:
+            task = self.task(base)
+            if task.pair != ("pairs" in body):
+                raise Refused(422, "task_needs_pairs" if task.pair else "task_takes_single_texts")
+        except Refused as refused:
+            if "task" in body:
+                raise
+            return {"error": {"code": refused.code, "message": f"{name}: {refused.code}"}}
+        labels = task.labels if "!" in text else task.labels[::-1]
+        scores = [0.75, *[0.25 / (len(labels) - 1)] * (len(labels) - 1)]
+        number = int(version or task.active)
+        return {
+            "task": base,
+            "version": number,
+            "digest": task.digest(number),
+            "labels": [
+                {"label": label, "score": score}
+                for label, score in zip(labels, scores, strict=True)
+            ][: body.get("top_k")],
+            "truncated": len(text) > 200,
+            "calibrated": not body.get("raw_scores"),
+        }
+
+
+def handler_for(server: FakeServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            server.requests.append((self.command, self.path, body))
+            try:
+                status, answer = server.answer(self.command, self.path, self.headers, body)
+            except Refused as refused:
+                status = refused.status
+                answer = {"error": {"code": refused.code, "message": f"refused {self.path}"}}
+                answer["error"]["request_id"] = "r-1"
+            content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("X-Request-Id", "r-1")
+            self.send_header("Content-Length", "0" if status == 204 else str(len(content)))
+            self.end_headers()
+            if status != 204:
+                self.wfile.write(content)
+
+        do_GET = do_POST = do_PUT = do_DELETE = answer
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    return Handler
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    """A fake server with one task, ``spam``, at version 1."""
+    fake = FakeServer(tasks={"spam": Task(files=[b"adapter one"], history=[("upload", 1)])})
+    http = ThreadingHTTPServer(("127.0.0.1", 0), handler_for(fake))
+    http.daemon_threads = True
+    fake.url = f"http://127.0.0.1:{http.server_address[1]}"
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield fake
+    http.shutdown()
+    thread.join()
+    http.server_close()
+
+
+class Done(NamedTuple):
+    """How a run of the command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@pytest.fixture
+def labelmux(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Done]:
+    """Run the command in this process; ``url`` and ``stdin`` by keyword."""
+    from labelmux_cli.main import run
+
+    for name in ("LABELMUX_URL", "LABELMUX_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def call(*args: object, url: str | None = None, stdin: str | bytes = "") -> Done:
+        data = stdin if isinstance(stdin, bytes) else stdin.encode()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
+        arguments = [str(arg) for arg in args]
+        if url is not None:
+            arguments += ["--url", url]
+        code = run(arguments)
+        captured = capsys.readouterr()
+        return Done(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def adapter_file(tmp_path):
+    """A file that the fake server takes for an adapter."""
+    path = tmp_path / "tone.safetensors"
+    path.write_bytes(b"adapter tone")
+    return path
+
+
+@pytest.fixture
+def adapter_bytes() -> Callable[[Any], bytes]:
+    """The file that an adapter is."""
+
+    def write(adapter: Any) -> bytes:
+        from labelmux_adapters.files import write_adapter
+
+        return write_adapter(adapter.manifest, adapter.tensors)
+
+    return write
