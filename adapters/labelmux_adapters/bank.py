@@ -67,11 +67,12 @@ class Bank:
         """Uncalibrated logits, one array [K] per row, in the order of ``rows``.
 
         Args:
-            features: every layer's hidden states of the distinct texts. [L+1, B, T, H]
+            features: every layer's hidden states of the distinct texts, on the bank's device.
+                [L+1, B, T, H]
             mask: True at real tokens. [B, T]
             rows: index of the text into B, and the adapter that reads it.
         """
-        normalised = normalise_states(features)
+        normalised, mask = normalise_states(features), mask.to(self._device)
         by_stack: dict[StackKey, list[int]] = {}
         for place, (_, slot) in enumerate(rows):
             by_stack.setdefault(slot.stack, []).append(place)

@@ -61,7 +61,7 @@ def serve_logits(
 
     Uses a tokenizer of its own, so any thread may call it.
     """
-    bank = Bank()
+    bank = Bank(loaded.encoder.device)
     slot = bank.add(adapter)
     tokens = loaded.tokenizer.clone().encode(texts, adapter.manifest.max_tokens)
     batch = pad_rows(tokens, loaded.encoder.config.pad_token_id)

@@ -257,18 +257,24 @@ class FrozenEncoder:
     Not bound to a thread, but one pass at a time uses the device well.
     """
 
-    def __init__(self, config: EncoderConfig, state: State, fingerprint: str) -> None:
+    def __init__(
+        self, config: EncoderConfig, state: State, fingerprint: str, device: str = "cpu"
+    ) -> None:
         self.config = config
+        self.device = torch.device(device)
         self.fingerprint = fingerprint
         #: Values in the checkpoint, embeddings counted.
         self.parameter_count = sum(tensor.numel() for tensor in state.values())
         with torch.no_grad():
-            self._tensors = derive(config, state)
+            resident = {name: tensor.to(self.device) for name, tensor in state.items()}
+            self._tensors = derive(config, resident)
 
     @torch.inference_mode()
     def __call__(self, token_ids: Tensor, mask: Tensor, type_ids: Tensor | None = None) -> Tensor:
-        """Features of a padded batch, every layer's. [L+1, B, T, H]
+        """Features of a padded batch, every layer's, on the encoder's device. [L+1, B, T, H]
 
-        See ``run_pass`` for the arguments and errors.
+        See ``run_pass`` for the arguments and errors; they may be on any device.
         """
+        token_ids, mask = token_ids.to(self.device), mask.to(self.device)
+        type_ids = None if type_ids is None else type_ids.to(self.device)
         return torch.stack(run_pass(self.config, self._tensors, token_ids, mask, type_ids))

@@ -45,25 +45,32 @@ class LoadedEncoder:
     tokenizer: Tokenizer
 
 
-def load_encoder(source: str = BUNDLED, *, cache_dir: Path | None = None) -> LoadedEncoder:
+def load_encoder(
+    source: str = BUNDLED, *, device: str = "cpu", cache_dir: Path | None = None
+) -> LoadedEncoder:
     """Load an encoder from ``bundled``, a folder in the Hugging Face layout, or a hub id.
 
     Args:
         source: what to load.
+        device: where it runs, as torch names it; ``auto`` is a GPU if there is one.
         cache_dir: where a converted ``.bin`` goes if its folder cannot be written to;
             ``~/.cache/labelmux`` by default.
 
     Raises:
-        CheckpointError: something is missing or damaged.
+        CheckpointError: something is missing or damaged, or there is no such device.
         UnsupportedEncoderError: a checkpoint that the pass cannot run.
     """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise CheckpointError(source, f"device {device!r} is not there", "use cpu or auto")
     folder = _locate(source)
     config = EncoderConfig.from_checkpoint(_read_json(folder / "config.json"))
     state = _select(str(folder), config, _read_state(folder, cache_dir))
     tokenizer = Tokenizer.from_folder(folder)
     name = source if source == BUNDLED or folder.name != Path(source).name else folder.name
     fingerprint = fingerprint_of(config, state, tokenizer)
-    return LoadedEncoder(name, FrozenEncoder(config, state, fingerprint), tokenizer)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return LoadedEncoder(name, FrozenEncoder(config, state, fingerprint, device), tokenizer)
 
 
 def read_checkpoint(folder: Path) -> tuple[EncoderConfig, dict[str, Tensor]]:

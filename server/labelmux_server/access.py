@@ -42,5 +42,5 @@ def _check_origin(origin: str | None) -> None:
     """A browser names the page that a change comes from; no page from elsewhere may change us."""
     if origin is not None and not is_loopback(urlsplit(origin).hostname or ""):
         raise AdminOffError(
-            f"the request comes from a page of {origin}; set --admin-key to allow changes from there"
+            f"the request comes from a page of {origin}; set --admin-key to allow that"
         )

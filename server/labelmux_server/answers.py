@@ -10,7 +10,7 @@ from fastapi import Response
 
 from labelmux_adapters.scores import to_scores
 from labelmux_server.engine import Classified, Column, Outcome
-from labelmux_server.errors import ErrorPart, ServerError
+from labelmux_server.errors import ServerError, error_part
 from labelmux_server.registry import Version
 
 
@@ -24,7 +24,7 @@ def error_answer(
     error: BaseException, status: int, request_id: str, headers: dict[str, str] | None = None
 ) -> Response:
     """The one error body."""
-    body = {"error": {**ErrorPart.of(error).as_dict(), "request_id": request_id}}
+    body = {"error": {**error_part(error), "request_id": request_id}}
     return json_answer(body, status, headers)
 
 
@@ -76,7 +76,7 @@ def _cell(
 
 
 def _error(error: ServerError) -> dict[str, Any]:
-    return {"error": ErrorPart.of(error).as_dict()}
+    return {"error": error_part(error)}
 
 
 def task_body(version: Version) -> dict[str, Any]:

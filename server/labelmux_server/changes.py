@@ -16,8 +16,8 @@ from pathlib import Path
 from sqlalchemy.exc import SQLAlchemyError
 
 from labelmux_adapters.bank import Bank
-from labelmux_adapters.canaries import check_canaries
-from labelmux_adapters.errors import AdapterError, ForeignEncoderError, ManifestError
+from labelmux_adapters.canaries import check_canaries, check_fit
+from labelmux_adapters.errors import AdapterError, ForeignEncoderError
 from labelmux_adapters.files import Adapter, FileLimits, read_adapter
 from labelmux_encoder.weights import LoadedEncoder
 from labelmux_server.blobs import DamagedBlobError, digest_of
@@ -79,7 +79,6 @@ class Changes:
         if known is not None:
             return Uploaded(self._make_active(known, "activate"), created=False)
         adapter = read_adapter(data, self._limits)
-        self._check_fit(adapter)
         check_canaries(adapter, self._loaded)
         return self._add(task, data, adapter)
 
@@ -175,7 +174,7 @@ class Changes:
         try:
             data = self._store.blobs.read(record.digest)
             adapter = read_adapter(data, self._limits)
-            self._check_fit(adapter)
+            check_fit(adapter, self._loaded.encoder)
         except ForeignEncoderError as error:
             _log.error("version %d of task %s left out: %s", record.number, record.task, error)
             return None
@@ -190,22 +189,9 @@ class Changes:
             return None
         return self._resident(record, adapter)
 
-    def _check_fit(self, adapter: Adapter) -> None:
-        expected = adapter.manifest.encoder_fingerprint
-        if expected != self._loaded.encoder.fingerprint:
-            raise ForeignEncoderError(expected, self._loaded.encoder.fingerprint)
-        limit_tokens = self._loaded.encoder.config.max_tokens
-        if adapter.manifest.max_tokens > limit_tokens:
-            raise ManifestError(
-                "max_tokens",
-                adapter.manifest.max_tokens,
-                f"its encoder reads at most {limit_tokens} tokens",
-            )
-
     def _add(self, task: str, data: bytes, adapter: Adapter) -> Uploaded:
-        stored = [
-            record for record in self._store.versions(task) if record.digest == adapter.digest
-        ]
+        known = self._store.versions(task)
+        stored = [record for record in known if record.digest == adapter.digest]
         record = VersionRecord(
             task=task,
             number=stored[0].number if stored else self._store.next_number(task),

@@ -65,9 +65,9 @@ def _errors(operation: Mapping[str, Any]) -> str:
         for status, answer in operation.get("responses", {}).items()
         if int(status) >= 400
     ]
-    return f"<details><summary>Errors</summary><table>{''.join(rows)}</table></details>" * bool(
-        rows
-    )
+    if not rows:
+        return ""
+    return f"<details><summary>Errors</summary><table>{''.join(rows)}</table></details>"
 
 
 def _curl(path: str, method: str, operation: Mapping[str, Any], base_url: str) -> str:

@@ -59,7 +59,7 @@ class Edge:
 
         try:
             await self._app(scope, receive, send_with_id)
-        except Exception:
+        except Exception:  # noqa: BLE001 - the app's last handler
             _log.exception("request %s failed", request_id, extra={"request_id": request_id})
             if not status:
                 response = error_answer(InternalError(), 500, request_id)

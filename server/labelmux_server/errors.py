@@ -40,14 +40,14 @@ ServerError
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from labelmux_adapters import errors as adapter_errors
 
 
 class ServerError(Exception):
-    """Base of every error this room raises; ``fields`` go into the error body beside the message."""
+    """Base of every error this room raises; ``fields`` stand beside the message in the body."""
 
     def __init__(self, message: str, **fields: object) -> None:
         self.fields = fields
@@ -150,7 +150,7 @@ class NeedsPairsError(RequestError):
 
     def __init__(self, task: str) -> None:
         super().__init__(
-            f'task {task!r} reads two texts; send "pairs": [["first", "second"]] instead of "texts"',
+            f'task {task!r} reads two texts; send "pairs": [["first", "second"]], not "texts"',
             task=task,
         )
 
@@ -385,21 +385,10 @@ def answer_for(kind: type[BaseException]) -> Answer:
     return TABLE[InternalError]
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorPart:
-    """An error as it stands inside an answer, without the request id."""
-
-    code: str
-    message: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, error: BaseException) -> ErrorPart:
-        answer = answer_for(type(error))
-        if answer.code == "internal":
-            error = InternalError()
-        fields = error.fields if isinstance(error, ServerError) else vars(error)
-        return cls(answer.code, str(error), fields)
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"code": self.code, "message": self.message, **self.fields}
+def error_part(error: BaseException) -> dict[str, Any]:
+    """An error as it stands inside an answer: code, message, and the fields of its own."""
+    answer = answer_for(type(error))
+    if answer.code == "internal":
+        error = InternalError()
+    fields = error.fields if isinstance(error, ServerError) else vars(error)
+    return {"code": answer.code, "message": str(error), **fields}

@@ -72,10 +72,7 @@ class Metrics:
             ("code",),
             registry=registry,
         )
-        self._dropped = Counter(
-            "labelmux_dropped_total", "Requests whose caller left first.", registry=registry
-        )
-        self._swaps = Counter(
+        self._changes = Counter(
             "labelmux_task_changes_total", "Changes to tasks.", ("action",), registry=registry
         )
 
@@ -95,8 +92,6 @@ class Metrics:
 
     def record_batch(self, batch: Batch, started_s: float, seconds: float) -> None:
         """A batch ran, well or not."""
-        if not batch.rows:
-            return
         self._rows.inc(sum(len(row.readers) for row in batch.rows))
         self._encoder_rows.inc(len(batch.rows))
         self._tokens.labels("real").inc(batch.tokens)
@@ -110,13 +105,9 @@ class Metrics:
         """A request was answered with an error."""
         self._rejected.labels(code).inc()
 
-    def record_dropped(self) -> None:
-        """A caller left before its answer."""
-        self._dropped.inc()
-
     def record_change(self, action: str) -> None:
         """A task changed."""
-        self._swaps.labels(action).inc()
+        self._changes.labels(action).inc()
 
     def render(self) -> bytes:
         """The text exposition."""

@@ -48,7 +48,7 @@ class _Task:
 
 
 class Lease:
-    """One request's hold on a version; ``release`` gives it back once, however often it is called."""
+    """One request's hold on a version; ``release`` works once, however often it is called."""
 
     __slots__ = ("_release", "version")
 

@@ -65,13 +65,13 @@ class Replica:
         answers: Sequence[Sequence[NDArray[np.float32]]] | BaseException
         try:
             answers = self._answer(batch) if batch.rows else []
-        except Exception as error:
-            # The batch boundary: whatever went wrong fails these rows and no others.
+        except Exception as error:  # noqa: BLE001 - the batch boundary: fails these rows alone
             _log.exception("a batch of %d texts failed", len(batch.rows))
             answers = error
         seconds = time.monotonic() - started
-        self._batcher.note_speed(batch.tokens, seconds)
-        self._metrics.record_batch(batch, started, seconds)
+        if batch.rows:
+            self._batcher.note_speed(batch.tokens, seconds)
+            self._metrics.record_batch(batch, started, seconds)
         self._loop.call_soon_threadsafe(batch.deliver, answers)
 
     @torch.inference_mode()

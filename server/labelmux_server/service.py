@@ -44,7 +44,7 @@ class Service:
         self.metrics = metrics
         self.draining = False
         self._uploads = 0
-        self._bank = Bank()
+        self._bank = Bank(loaded.encoder.device)
         self.registry = Registry(self._bank.remove)
         self.store = store
         self._changes = Changes(
@@ -89,7 +89,7 @@ class Service:
         loop = asyncio.get_running_loop()
 
         def build() -> Service:
-            encoder = loaded or load_encoder(settings.encoder)
+            encoder = loaded or load_encoder(settings.encoder, device=settings.device)
             settings.check_encoder(encoder.encoder.config.max_tokens)
             with ExitStack() as undo:
                 store = Store(settings.state_dir)

@@ -19,6 +19,7 @@ from labelmux_server.errors import SettingsError
 ENV_PREFIX = "LABELMUX_"
 
 AdminMode = Literal["open", "key", "off"]
+Device = Literal["auto", "cpu", "cuda"]
 LogFormat = Literal["plain", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -26,10 +27,8 @@ _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
 
-def _knob(default: Any, text: str, *, low: float | None = None, secret: bool = False) -> Any:
-    return field(
-        default=default, repr=not secret, metadata={"help": text, "low": low, "secret": secret}
-    )
+def _about(text: str, *, low: float | None = None, secret: bool = False) -> dict[str, Any]:
+    return {"help": text, "low": low, "secret": secret}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,38 +48,72 @@ class Knob:
 class Settings:
     """How this server is set up; built once at the edge and passed down."""
 
-    host: str = _knob("127.0.0.1", "Address to bind. Beyond loopback, changes need an admin key.")
-    port: int = _knob(8000, "Port to bind; 0 takes a free one.", low=0)
-    state_dir: Path = _knob(Path("state"), "Folder for adapters and their history.")
-    encoder: str = _knob("bundled", "The encoder: bundled, a folder, or a hub id.")
-    demo_dir: Path | None = _knob(
-        None, "Folder of demo adapters for a fresh state folder; those shipped by default."
+    host: str = field(
+        default="127.0.0.1",
+        metadata=_about("Address to bind. Beyond loopback, changes need an admin key."),
     )
-    no_demo: bool = _knob(False, "Start a fresh state folder without the demo tasks.")
-    admin_key: str | None = _knob(
-        None, "Key that uploads and other changes must carry.", secret=True
+    port: int = field(default=8000, metadata=_about("Port to bind; 0 takes a free one.", low=0))
+    state_dir: Path = field(
+        default=Path("state"), metadata=_about("Folder for adapters and their history.")
     )
-    max_batch_tokens: int = _knob(8192, "Most tokens in one pass, padding counted.", low=1)
-    max_batch_rows: int = _knob(256, "Most texts in one pass.", low=1)
-    max_wait_ms: float = _knob(
-        50.0, "How long a text may be passed over for others of nearer length.", low=0
+    encoder: str = field(
+        default="bundled", metadata=_about("The encoder: bundled, a folder, or a hub id.")
     )
-    max_queue_tokens: int = _knob(262_144, "Most tokens that may wait; beyond, 429.", low=1)
-    max_queue_rows: int = _knob(
-        16_384, "Most rows (one text for one task) that may wait; beyond, 429.", low=1
+    device: Device = field(
+        default="auto", metadata=_about("Where the encoder runs; auto is a GPU if there is one.")
     )
-    max_client_batch_size: int = _knob(256, "Most texts in one call.", low=1)
-    max_text_chars: int = _knob(100_000, "Most characters in one text.", low=1)
-    max_body_bytes: int = _knob(4_000_000, "Longest JSON body.", low=1)
-    max_upload_bytes: int = _knob(64 * 1024 * 1024, "Longest adapter file.", low=1)
-    request_timeout_s: float = _knob(30.0, "Longest time to answer one classification.", low=0.001)
-    shutdown_delay_s: float = _knob(
-        0.0, "After SIGTERM, time to serve on as not ready before the port closes.", low=0
+    demo_dir: Path | None = field(
+        default=None,
+        metadata=_about("Demo adapters for a fresh state folder; those shipped by default."),
     )
-    shutdown_grace_s: int = _knob(20, "After that, longest wait for running requests.", low=1)
-    tokenizer_threads: int = _knob(2, "Threads that tokenise.", low=1)
-    log_format: LogFormat = _knob("plain", "Log lines as plain text or as JSON.")
-    log_level: LogLevel = _knob("info", "Least level that is logged.")
+    no_demo: bool = field(
+        default=False, metadata=_about("Start a fresh state folder without the demo tasks.")
+    )
+    admin_key: str | None = field(
+        default=None,
+        repr=False,
+        metadata=_about("Key that uploads and other changes must carry.", secret=True),
+    )
+    max_batch_tokens: int = field(
+        default=8192, metadata=_about("Most tokens in one pass, padding counted.", low=1)
+    )
+    max_batch_rows: int = field(default=256, metadata=_about("Most texts in one pass.", low=1))
+    max_wait_ms: float = field(
+        default=50.0,
+        metadata=_about("How long a text may be passed over for nearer lengths.", low=0),
+    )
+    max_queue_tokens: int = field(
+        default=262_144, metadata=_about("Most tokens that may wait; beyond, 429.", low=1)
+    )
+    max_queue_rows: int = field(
+        default=16_384,
+        metadata=_about("Most rows (a text for a task) that may wait; beyond, 429.", low=1),
+    )
+    max_client_batch_size: int = field(
+        default=256, metadata=_about("Most texts in one call.", low=1)
+    )
+    max_text_chars: int = field(
+        default=100_000, metadata=_about("Most characters in one text.", low=1)
+    )
+    max_body_bytes: int = field(default=4_000_000, metadata=_about("Longest JSON body.", low=1))
+    max_upload_bytes: int = field(
+        default=64 * 1024 * 1024, metadata=_about("Longest adapter file.", low=1)
+    )
+    request_timeout_s: float = field(
+        default=30.0, metadata=_about("Longest time to answer a classification.", low=0.001)
+    )
+    shutdown_delay_s: float = field(
+        default=0.0,
+        metadata=_about("After SIGTERM, time to serve on as not ready.", low=0),
+    )
+    shutdown_grace_s: int = field(
+        default=20, metadata=_about("After that, longest wait for running requests.", low=1)
+    )
+    tokenizer_threads: int = field(default=2, metadata=_about("Threads that tokenise.", low=1))
+    log_format: LogFormat = field(
+        default="plain", metadata=_about("Log lines as plain text or as JSON.")
+    )
+    log_level: LogLevel = field(default="info", metadata=_about("Least level that is logged."))
 
     def __post_init__(self) -> None:
         kinds = typing.get_type_hints(type(self))

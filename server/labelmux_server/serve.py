@@ -1,0 +1,141 @@
+"""Run the app on a socket until SIGTERM or SIGINT, then drain.
+
+On the signal, ready turns false; after ``shutdown_delay_s`` the port closes; running requests have
+``shutdown_grace_s`` to finish. A second SIGINT ends at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import uvicorn
+from fastapi import FastAPI
+
+from labelmux_encoder.weights import load_encoder
+from labelmux_server import logs
+from labelmux_server.app import create_app
+from labelmux_server.errors import SettingsError
+from labelmux_server.settings import AdminMode, Settings
+
+_KEEP_ALIVE_S = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What a server that has just become ready says of itself."""
+
+    url: str
+    encoder: str
+    tasks: tuple[str, ...]
+    admin: AdminMode
+
+
+Announce = Callable[[Serving], None]
+
+
+def serve(settings: Settings, announce: Announce | None = None) -> None:
+    """Serve until a signal; return once everything has drained.
+
+    Args:
+        settings: how.
+        announce: called once, when the server answers.
+
+    Raises:
+        SettingsError: the address cannot be bound, or the settings do not fit the encoder.
+        StateError: the state folder cannot be used.
+        EncoderError: the encoder cannot be loaded.
+    """
+    logs.configure(settings.log_format, settings.log_level)
+    with _bound(settings) as bound:
+        app = create_app(settings, load_encoder(settings.encoder, device=settings.device))
+        server = _Server(app, settings, _url(settings, bound), announce or (lambda _: None))
+        asyncio.run(_run(app, server, bound))
+
+
+async def _run(app: FastAPI, server: _Server, bound: socket.socket) -> None:
+    """The lifespan around the server, driven here so that its errors reach the caller."""
+    async with app.router.lifespan_context(app):
+        await server.serve(sockets=[bound])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn with our drain, and exit code 0 after it."""
+
+    def __init__(self, app: FastAPI, settings: Settings, url: str, announce: Announce) -> None:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=settings.shutdown_grace_s,
+        )
+        super().__init__(config)
+        self._app = app
+        self._settings = settings
+        self._url = url
+        self._announce = announce
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Drain on SIGTERM and SIGINT. uvicorn's own raises the signal again at the end."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._drain, number)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then say so."""
+        await super().startup(sockets)
+        if self.started:
+            service = self._app.state.service
+            self._announce(
+                Serving(
+                    url=self._url,
+                    encoder=service.loaded.name,
+                    tasks=tuple(version.task for version in service.registry.active()),
+                    admin=self._settings.admin,
+                )
+            )
+
+    def _drain(self, number: int) -> None:
+        service = self._app.state.service
+        again, service.draining = service.draining, True
+        if again and number == signal.SIGINT:
+            self.force_exit = True
+        delay_s = 0.0 if again else self._settings.shutdown_delay_s
+        asyncio.get_running_loop().call_later(delay_s, self._stop)
+
+    def _stop(self) -> None:
+        self.should_exit = True
+
+
+@contextmanager
+def _bound(settings: Settings) -> Iterator[socket.socket]:
+    """A socket that is bound but refuses connections until the app is ready."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind((settings.host, settings.port))
+        except OSError as error:
+            raise SettingsError(
+                f"cannot bind {settings.host} port {settings.port} ({error.strerror}); "
+                "choose another --port"
+            ) from error
+        yield bound
+
+
+def _url(settings: Settings, bound: socket.socket) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{bound.getsockname()[1]}"

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from labelmux_server.batcher import Batcher, Limits, Row, Submission
+from labelmux_server.errors import OverloadedError, TimedOutError
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def limits(**changes) -> Limits:
+    values = {
+        "max_batch_tokens": 100,
+        "max_batch_rows": 8,
+        "max_queue_tokens": 1000,
+        "max_queue_rows": 100,
+        "max_wait_ms": 50.0,
+    }
+    return Limits(**(values | changes))
+
+
+def row(length: int, start: int = 0, slot: str = "s") -> Row:
+    return Row(tuple(range(start, start + length)), (0,) * length, slot)
+
+
+def submit(batcher: Batcher, *rows: Row, timeout_s: float = 30.0) -> Submission:
+    settled: list[Submission] = []
+    submission = Submission(rows, timeout_s, settled.append)
+    batcher.submit(submission)
+    return submission
+
+
+def lengths(rows: Sequence) -> list[int]:
+    return [item.tokens for item in rows]
+
+
+def echo(batch) -> list[list[str]]:
+    """What a replica might answer: the slot and length of each reader's row."""
+    return [
+        [f"{submission.rows[place].slot}:{item.tokens}" for submission, place in item.readers]
+        for item in batch.rows
+    ]
+
+
+def test_a_batch_stays_within_the_padded_budget():
+    batcher = Batcher(limits(), Clock())
+    submit(batcher, row(30), row(31), row(32), row(33))
+    assert lengths(batcher.take_now().rows) == [30, 31, 32]
+    assert lengths(batcher.take_now().rows) == [33]
+    assert batcher.take_now() is None
+
+
+def test_a_row_as_long_as_the_budget_still_goes():
+    batcher = Batcher(limits(), Clock())
+    submit(batcher, row(100))
+    assert lengths(batcher.take_now().rows) == [100]
+
+
+def test_a_batch_stays_within_its_rows():
+    batcher = Batcher(limits(max_batch_rows=2), Clock())
+    submit(batcher, row(1), row(2), row(3))
+    assert len(batcher.take_now().rows) == 2
+
+
+def test_the_oldest_row_goes_with_the_nearest_lengths():
+    batcher = Batcher(limits(), Clock())
+    submit(batcher, row(20), row(2), row(21), row(3), row(19), row(4), row(22))
+    assert lengths(batcher.take_now().rows) == [20, 21, 19, 22]
+    assert lengths(batcher.take_now().rows) == [2, 3, 4]
+
+
+def test_a_row_that_waited_too_long_goes_before_nearer_lengths():
+    clock = Clock()
+    batcher = Batcher(limits(max_batch_rows=2), clock)
+    submit(batcher, row(10), row(40))
+    clock.now += 0.2
+    submit(batcher, row(10, start=1), row(11))
+    assert lengths(batcher.take_now().rows) == [10, 40]
+
+
+def test_nobody_waits_for_ever_behind_a_stream_of_other_lengths():
+    clock = Clock()
+    batcher = Batcher(limits(), clock)
+    for index in range(3):
+        submit(batcher, row(10, start=index))
+    long = submit(batcher, row(90))
+    for index in range(50):
+        clock.now += 0.01
+        submit(batcher, row(10, start=100 + index))
+        batch = batcher.take_now()
+        batch.deliver(echo(batch))
+        if long.remaining == 0:
+            break
+    assert index < 2
+
+
+def test_equal_tokens_are_one_encoder_row_whatever_their_tasks_and_requests():
+    batcher = Batcher(limits(), Clock())
+    first = submit(batcher, row(5, slot="a"), row(5, slot="b"), row(6, slot="a"))
+    second = submit(batcher, row(5, slot="c"))
+    assert batcher.queued_tokens == 11
+    assert batcher.queued_rows == 4
+    batch = batcher.take_now()
+    assert lengths(batch.rows) == [5, 6]
+    batch.deliver(echo(batch))
+    assert first.answers == ["a:5", "b:5", "a:6"]
+    assert second.answers == ["c:5"]
+
+
+def test_rows_that_differ_in_types_or_edit_are_apart():
+    batcher = Batcher(limits(), Clock())
+    tokens = (1, 2, 3)
+    submit(
+        batcher,
+        Row(tokens, (0, 0, 0), "s"),
+        Row(tokens, (0, 0, 1), "s"),
+        Row(tokens, (0, 0, 0), "s", edit="t"),
+    )
+    assert len(batcher.take_now().rows) == 3
+
+
+def test_a_request_settles_once_when_its_last_row_is_answered():
+    batcher = Batcher(limits(), Clock())
+    settled: list[Submission] = []
+    submission = Submission([row(60), row(61)], 30.0, settled.append)
+    batcher.submit(submission)
+    first, second = batcher.take_now(), batcher.take_now()
+    first.deliver(echo(first))
+    assert settled == []
+    second.deliver(echo(second))
+    assert settled == [submission]
+    assert submission.answers == ["s:60", "s:61"]
+
+
+def test_a_failed_batch_fails_its_rows_and_no_others():
+    batcher = Batcher(limits(), Clock())
+    broken = submit(batcher, row(60))
+    fine = submit(batcher, row(61))
+    fault = RuntimeError("device on fire")
+    batcher.take_now().deliver(fault)
+    batch = batcher.take_now()
+    batch.deliver(echo(batch))
+    assert broken.error is fault
+    assert fine.error is None
+    assert fine.answers == ["s:61"]
+
+
+def test_a_cancelled_request_leaves_the_queue():
+    batcher = Batcher(limits(), Clock())
+    gone = submit(batcher, row(5), row(6))
+    stays = submit(batcher, row(6), row(7))
+    batcher.cancel(gone)
+    assert gone.remaining == 0
+    assert batcher.queued_tokens == 13
+    assert batcher.queued_rows == 2
+    batch = batcher.take_now()
+    assert lengths(batch.rows) == [6, 7]
+    batch.deliver(echo(batch))
+    assert stays.answers == ["s:6", "s:7"]
+    assert gone.answers == [None, None]
+
+
+def test_a_request_cancelled_while_it_runs_settles_with_its_batch():
+    batcher = Batcher(limits(), Clock())
+    submission = submit(batcher, row(60), row(61))
+    running = batcher.take_now()
+    batcher.cancel(submission)
+    assert submission.remaining == 1
+    assert batcher.take_now() is None
+    running.deliver(echo(running))
+    assert submission.remaining == 0
+
+
+@pytest.mark.parametrize("bound", [{"max_queue_tokens": 100}, {"max_queue_rows": 2}])
+def test_a_full_queue_refuses_and_keeps_nothing_of_the_request(bound):
+    batcher = Batcher(limits(**bound), Clock())
+    submit(batcher, row(50), row(40))
+    with pytest.raises(OverloadedError) as caught:
+        submit(batcher, row(20))
+    assert caught.value.retry_after_s >= 1
+    assert (batcher.queued_tokens, batcher.queued_rows) == (90, 2)
+    batcher.take_now()
+    submit(batcher, row(20))
+
+
+def test_retry_after_follows_the_speed_of_the_batches():
+    batcher = Batcher(limits(max_queue_tokens=1000), Clock())
+    batcher.note_speed(tokens=100, seconds=1.0)
+    for start in range(10):
+        submit(batcher, row(100, start=start))
+    with pytest.raises(OverloadedError) as caught:
+        submit(batcher, row(7))
+    assert caught.value.retry_after_s == 10
+
+
+def test_rows_past_their_deadline_are_failed_not_run():
+    clock = Clock()
+    batcher = Batcher(limits(), clock)
+    late = submit(batcher, row(5), timeout_s=1.0)
+    clock.now += 0.5
+    fresh = submit(batcher, row(6), timeout_s=1.0)
+    clock.now += 0.6
+    batch = batcher.take_now()
+    assert lengths(batch.rows) == [6]
+    batch.deliver(echo(batch))
+    assert isinstance(late.error, TimedOutError)
+    assert fresh.answers == ["s:6"]
+    assert (batcher.queued_tokens, batcher.queued_rows) == (0, 0)
+
+
+def test_take_waits_for_work_and_close_ends_it():
+    batcher = Batcher(limits())
+    taken = []
+
+    def replica() -> None:
+        while (batch := batcher.take()) is not None:
+            taken.append(batch)
+            batch.deliver(echo(batch))
+
+    thread = threading.Thread(target=replica)
+    thread.start()
+    answered = threading.Event()
+    batcher.submit(Submission([row(3)], 30.0, lambda _: answered.set()))
+    assert answered.wait(10)
+    assert batcher.close() == []
+    thread.join(10)
+    assert not thread.is_alive()
+    assert len(taken) == 1
+
+
+def test_close_gives_back_what_still_waits():
+    batcher = Batcher(limits())
+    submit(batcher, row(3), row(4))
+    assert lengths(batcher.close()) == [3, 4]
+    assert batcher.take() is None

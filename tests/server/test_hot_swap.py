@@ -1,0 +1,132 @@
+"""Uploads under load, against a real server: no request fails, every answer is its version's."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+
+import httpx2
+import numpy as np
+import pytest
+
+from labelmux_adapters.canaries import serve_logits
+from labelmux_adapters.files import read_adapter, write_adapter
+from labelmux_adapters.scores import to_scores
+
+CLIENTS = 8
+UPLOADS = 100
+TOLERANCE = 1e-5
+TEXTS = (
+    "the train to the coast",
+    "a good film with a warm heart",
+    "the soup was cold, the bread was stale and nobody cared!",
+    "win a free prize now",
+    "what is the capital of the country? where do rivers begin?",
+)
+
+
+@dataclasses.dataclass
+class Seen:
+    """What the clients got."""
+
+    answers: int = 0
+    digests: set[str] = dataclasses.field(default_factory=set)
+
+
+@pytest.fixture(scope="module")
+def opposites(make_adapter) -> list[bytes]:
+    """Two adapters that give each text opposite labels."""
+    adapter = make_adapter(labels=("good", "bad"))
+    flipped = adapter.manifest.model_copy(update={"labels": ("bad", "good")})
+    return [
+        write_adapter(adapter.manifest, adapter.tensors),
+        write_adapter(flipped, adapter.tensors),
+    ]
+
+
+@pytest.fixture(scope="module")
+def offline(opposites, tiny_encoder) -> dict[str, dict[str, dict[str, float]]]:
+    """By digest and text, the scores that each version gives without a server."""
+    expected = {}
+    for data in opposites:
+        adapter = read_adapter(data)
+        logits = [serve_logits(adapter, tiny_encoder, [text])[0] for text in TEXTS]
+        expected[adapter.digest] = {
+            text: dict(
+                zip(
+                    adapter.manifest.labels,
+                    to_scores(row, adapter.manifest).tolist(),
+                    strict=True,
+                )
+            )
+            for text, row in zip(TEXTS, logits, strict=True)
+        }
+    first, second = expected.values()
+    assert all(np.sign(first[t]["good"] - 0.5) == -np.sign(second[t]["good"] - 0.5) for t in TEXTS)
+    return expected
+
+
+def check(result: dict, text: str, offline: dict) -> str:
+    """The digest that a result names, after comparing its scores with that version's."""
+    prediction = result["predictions"]["t"]
+    expected = offline[prediction["digest"]][text]
+    for entry in prediction["labels"]:
+        assert abs(entry["score"] - expected[entry["label"]]) <= TOLERANCE
+    return str(prediction["digest"])
+
+
+async def ask_without_pause(
+    url: str, number: int, offline: dict, stop: asyncio.Event, seen: Seen
+) -> None:
+    async with httpx2.AsyncClient(base_url=url, timeout=60) as client:
+        turn = number
+        while not stop.is_set():
+            texts = [TEXTS[(turn + at) % len(TEXTS)] for at in range(1 + turn % 3)]
+            answer = await client.post("/v1/classify", json={"task": "t", "texts": texts})
+            assert answer.status_code == 200, answer.text
+            results = zip(answer.json()["results"], texts, strict=True)
+            digests = {check(result, text, offline) for result, text in results}
+            assert len(digests) == 1, "one request was answered by two versions"
+            seen.digests |= digests
+            seen.answers += 1
+            turn += 1
+
+
+@pytest.mark.slow
+def test_a_hundred_swaps_under_load_fail_no_request_and_mix_no_weights(
+    start_server, opposites, offline
+):
+    server = start_server()
+    digests = list(offline)
+
+    async def upload_all(client, seen: Seen) -> None:
+        for turn in range(1, UPLOADS):
+            answer = await client.put("/v1/tasks/t/adapter", content=opposites[turn % 2])
+            assert answer.status_code in (200, 201), answer.text
+            assert answer.json()["digest"] == digests[turn % 2]
+            body = {"task": "t", "texts": TEXTS[0]}
+            after = (await client.post("/v1/classify", json=body)).json()
+            assert check(after["results"][0], TEXTS[0], offline) == digests[turn % 2]
+            answers = seen.answers
+            async with asyncio.timeout(30):
+                while seen.answers < answers + CLIENTS // 2:
+                    await asyncio.sleep(0.001)
+
+    async def main() -> Seen:
+        seen, stop = Seen(), asyncio.Event()
+        async with httpx2.AsyncClient(base_url=server.url, timeout=60) as client:
+            first = await client.put("/v1/tasks/t/adapter", content=opposites[0])
+            assert first.status_code == 201
+            async with asyncio.TaskGroup() as group:
+                for number in range(CLIENTS):
+                    group.create_task(ask_without_pause(server.url, number, offline, stop, seen))
+                await upload_all(client, seen)
+                stop.set()
+            versions = (await client.get("/v1/tasks/t/versions")).json()
+            assert len(versions["versions"]) == 2
+            assert len(versions["history"]) == UPLOADS
+        return seen
+
+    seen = asyncio.run(main())
+    assert seen.digests == set(digests)
+    assert seen.answers >= UPLOADS * CLIENTS // 2

@@ -1,0 +1,227 @@
+"""What holds for every route: ids, error bodies, the contract, the page, health, metrics."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import pytest
+
+from labelmux_server import contract
+from labelmux_server.docs_page import docs_page
+from labelmux_server.errors import TABLE, CallerGoneError
+from labelmux_server.schemas import ErrorBody, Health, Info
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def openapi() -> dict:
+    return contract.openapi()
+
+
+@pytest.mark.parametrize("sent", ["abc", "A-1_b.c", "x" * 128])
+def test_a_callers_request_id_is_given_back(serving, sent):
+    async def scenario(client, service):
+        answer = await client.get("/v1/tasks/absent", headers={"x-request-id": sent})
+        assert answer.headers["x-request-id"] == sent
+        assert answer.json()["error"]["request_id"] == sent
+
+    serving(scenario)
+
+
+@pytest.mark.parametrize("sent", ["", "a b", "a;b", "x" * 129, "<script>"])
+def test_an_odd_request_id_is_replaced(serving, sent):
+    async def scenario(client, service):
+        answer = await client.get("/v1/tasks", headers={"x-request-id": sent})
+        assert re.fullmatch(r"[0-9a-f]{16}", answer.headers["x-request-id"])
+
+    serving(scenario)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/", 404, "not_found"),
+        ("GET", "/v1/tasks/", 404, "not_found"),
+        ("GET", "/v1/nothing", 404, "not_found"),
+        ("POST", "/v1/tasks", 405, "method_not_allowed"),
+        ("GET", "/v1/classify", 405, "method_not_allowed"),
+        ("DELETE", "/v1/tasks/t/versions/x", 422, "invalid_request"),
+        ("DELETE", "/v1/tasks/t/versions/0", 422, "invalid_request"),
+    ],
+)
+def test_the_frameworks_own_errors_have_the_one_body(serving, method, path, status, code):
+    async def scenario(client, service):
+        answer = await client.request(method, path)
+        body = answer.json()
+        ErrorBody.model_validate(body)
+        assert (answer.status_code, body["error"]["code"]) == (status, code)
+        assert answer.headers["content-type"] == "application/json"
+        if status == 405:
+            assert answer.headers["allow"]
+
+    serving(scenario)
+
+
+def test_a_fault_in_a_route_is_answered_with_the_one_body(serving, monkeypatch, caplog):
+    async def scenario(client, service):
+        def fail(*_):
+            raise KeyError("the words of a user")
+
+        monkeypatch.setattr(service.registry, "active", fail)
+        with caplog.at_level(logging.ERROR):
+            answer = await client.get("/v1/tasks")
+        assert answer.status_code == 500
+        assert set(answer.json()["error"]) == {"code", "message", "request_id"}
+        assert "words" not in answer.text
+        assert answer.headers["x-request-id"] in caplog.text
+        metrics = (await client.get("/metrics")).text
+        assert 'labelmux_requests_total{route="/v1/tasks",status="500"} 1.0' in metrics
+
+    serving(scenario)
+
+
+def test_the_log_has_routes_and_ids_but_never_texts(serving, adapter_bytes, caplog):
+    async def scenario(client, service):
+        await client.put("/v1/tasks/t/adapter", content=adapter_bytes())
+        headers = {"x-request-id": "find-me"}
+        for body in ({"task": "t", "texts": "SECRET"}, {"task": "t", "texts": ["SECRET"], "x": 1}):
+            await client.post("/v1/classify", json=body, headers=headers)
+
+    with caplog.at_level(logging.DEBUG, logger="labelmux_server"):
+        serving(scenario)
+    assert any(getattr(record, "request_id", "") == "find-me" for record in caplog.records)
+    assert "/v1/classify" in caplog.text
+    assert "SECRET" not in caplog.text
+
+
+def test_info_says_what_runs(serving, tiny_encoder):
+    async def scenario(client, service):
+        body = (await client.get("/v1/info")).json()
+        Info.model_validate(body)
+        assert body["encoder"]["fingerprint"] == tiny_encoder.encoder.fingerprint
+        assert body["encoder"]["max_tokens"] == 64
+        assert body["admin"] == "key"
+        assert body["limits"]["max_client_batch_size"] == 7
+
+    serving(scenario, max_client_batch_size=7, admin_key="k")
+
+
+def test_health_says_ok_then_draining(serving):
+    async def scenario(client, service):
+        for path in ("/health/live", "/health/ready"):
+            answer = await client.get(path)
+            assert answer.status_code == 200
+            Health.model_validate(answer.json())
+        service.draining = True
+        ready = await client.get("/health/ready")
+        assert (ready.status_code, ready.json()["error"]["code"]) == (503, "draining")
+        assert (await client.get("/health/live")).status_code == 200
+
+    serving(scenario)
+
+
+def test_metrics_count_requests_rows_and_tokens(serving, adapter_bytes):
+    async def scenario(client, service):
+        await client.put("/v1/tasks/t/adapter", content=adapter_bytes())
+        body = {"task": "t", "texts": ["a", "the train to the coast"]}
+        tokens = (await client.post("/v1/classify", json=body)).json()["tokens"]
+        await client.post("/v1/classify", json={"task": "absent", "texts": "a"})
+        lines = (await client.get("/metrics")).text.splitlines()
+        values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+
+        def value(name: str) -> float:
+            return float(values[name])
+
+        assert value('labelmux_requests_total{route="/v1/classify",status="200"}') == 1
+        assert value('labelmux_requests_total{route="/v1/classify",status="404"}') == 1
+        assert value('labelmux_rejected_total{code="task_not_found"}') == 1
+        assert value("labelmux_rows_total") == 2
+        assert value('labelmux_batch_tokens_total{kind="real"}') == tokens
+        assert value('labelmux_batch_tokens_total{kind="padded"}') >= tokens
+        assert value("labelmux_queue_wait_seconds_count") == 2
+        assert value("labelmux_queue_tokens") == 0
+        assert value("labelmux_tasks") == 1
+        assert value('labelmux_task_changes_total{action="upload"}') == 1
+
+    serving(scenario)
+
+
+def test_unknown_paths_do_not_grow_the_metrics(serving):
+    async def scenario(client, service):
+        for number in range(5):
+            await client.get(f"/nothing/{number}")
+        metrics = (await client.get("/metrics")).text
+        assert 'route="unmatched",status="404"} 5.0' in metrics
+
+    serving(scenario)
+
+
+def test_the_contract_documents_every_code_that_a_route_may_answer(openapi):
+    described = json.dumps(openapi["paths"])
+    outside = {"not_found", "method_not_allowed", "caller_gone"}
+    for answer in TABLE.values():
+        if answer.code not in outside:
+            assert f"`{answer.code}`" in described, answer.code
+    assert TABLE[CallerGoneError].status == 499
+    assert '"499"' not in described
+
+
+def test_every_error_in_the_contract_has_the_one_body(openapi):
+    for operations in openapi["paths"].values():
+        for operation in operations.values():
+            for status, answer in operation["responses"].items():
+                if int(status) >= 400:
+                    schema = answer["content"]["application/json"]["schema"]
+                    assert schema == {"$ref": "#/components/schemas/ErrorBody"}
+
+
+def test_statuses_in_the_contract_are_those_of_the_table(openapi):
+    statuses = {answer.code: answer.status for answer in TABLE.values()}
+    for operations in openapi["paths"].values():
+        for operation in operations.values():
+            for status, answer in operation["responses"].items():
+                if int(status) >= 400:
+                    for code in re.findall(r"`(\w+)`", answer["description"]):
+                        assert statuses[code] == int(status)
+
+
+def test_bodies_that_routes_read_by_themselves_are_in_the_contract(openapi):
+    paths = openapi["paths"]
+    classify = paths["/v1/classify"]["post"]["requestBody"]["content"]["application/json"]
+    assert {"task", "tasks", "texts", "pairs", "top_k"} <= set(classify["schema"]["properties"])
+    upload = paths["/v1/tasks/{task}/adapter"]["put"]["requestBody"]["content"]
+    assert "application/octet-stream" in upload
+
+
+def test_the_committed_contract_is_the_apps():
+    committed = ROOT / "clients" / "openapi.json"
+    if not committed.is_file():
+        pytest.skip("clients/openapi.json is not there yet")
+    assert committed.read_text(encoding="utf-8") == contract.render(), "run `make contract`"
+
+
+def test_the_page_lists_every_route_and_loads_nothing(openapi):
+    page = docs_page(openapi, "http://127.0.0.1:8000")
+    for path in openapi["paths"]:
+        assert path in page
+    assert page.count("curl") >= len(openapi["paths"])
+    loads = re.findall(r'<script|<link|@import|url\(|src=|https?://[^"\s<]+', page)
+    assert {found for found in loads if not found.startswith("http://127.0.0.1:8000")} == set()
+
+
+def test_the_page_escapes_what_it_is_given(openapi):
+    assert "<script>" not in docs_page(openapi, "http://x/<script>")
+
+
+def test_head_of_docs_is_html_and_openapi_is_served(serving):
+    async def scenario(client, service):
+        page = await client.get("/docs")
+        assert page.headers["content-type"].startswith("text/html")
+        assert "http://labelmux/v1/classify" in page.text
+        assert (await client.get("/openapi.json")).json()["info"]["title"] == "labelmux"
+
+    serving(scenario)

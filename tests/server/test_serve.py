@@ -1,0 +1,135 @@
+"""The process: starting, refusing to start, draining."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+
+from labelmux_server import logs
+from labelmux_server.__main__ import main
+
+pytestmark = pytest.mark.slow
+
+BODY = json.dumps({"task": "t", "texts": "a good film"}).encode()
+
+
+class RequestUnderWay:
+    """A classification whose route runs for certain, and whose body is still to come."""
+
+    def __init__(self, url: str) -> None:
+        address = urlsplit(url)
+        self._socket = socket.create_connection((address.hostname, address.port), timeout=60)
+        head = (
+            f"POST /v1/classify HTTP/1.1\r\nHost: {address.netloc}\r\n"
+            "Content-Type: application/json\r\nExpect: 100-continue\r\n"
+            f"Content-Length: {len(BODY)}\r\n\r\n"
+        )
+        self._socket.sendall(head.encode())
+        assert self._socket.recv(1000).startswith(b"HTTP/1.1 100")
+
+    def finish(self) -> bytes:
+        """Send the body; the whole answer."""
+        self._socket.sendall(BODY)
+        answer = b""
+        while chunk := self._socket.recv(65_536):
+            answer += chunk
+        return answer
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def test_sigterm_finishes_what_runs_and_exits_0(start_server, adapter_bytes, until):
+    server = start_server()
+    httpx2.put(f"{server.url}/v1/tasks/t/adapter", content=adapter_bytes()).raise_for_status()
+    under_way = RequestUnderWay(server.url)
+    server.terminate()
+
+    def refused() -> bool:
+        try:
+            httpx2.get(f"{server.url}/health/ready")
+        except httpx2.TransportError:
+            return True
+        return False
+
+    until(refused)
+    assert server.process.poll() is None
+    answer = under_way.finish()
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b'"predictions":{"t"' in answer
+    assert server.process.wait(30) == 0
+    under_way.close()
+    assert "Traceback" not in server.log_path.read_text()
+
+
+def test_during_the_delay_it_is_not_ready_but_serves(start_server, adapter_bytes, until):
+    server = start_server("--shutdown-delay-s", "5")
+    with httpx2.Client(base_url=server.url) as client:
+        client.put("/v1/tasks/t/adapter", content=adapter_bytes()).raise_for_status()
+        assert client.get("/health/ready").status_code == 200
+        server.terminate()
+        until(lambda: client.get("/health/ready").status_code == 503)
+        assert client.get("/health/ready").json()["error"]["code"] == "draining"
+        assert client.get("/health/live").status_code == 200
+        answer = client.post("/v1/classify", json={"task": "t", "texts": "a good film"})
+        assert answer.status_code == 200
+        server.terminate()
+    assert server.process.wait(30) == 0
+
+
+def test_a_request_that_never_ends_is_cut_after_the_grace_period(start_server):
+    server = start_server("--shutdown-grace-s", "1")
+    under_way = RequestUnderWay(server.url)
+    server.terminate()
+    server.process.wait(20)
+    under_way.close()
+
+
+def test_one_state_folder_serves_one_server(start_server, tmp_path, tiny_encoder_folder):
+    start_server()
+    second = subprocess.run(
+        [
+            *(sys.executable, "-m", "labelmux_server", "--port", "0", "--no-demo"),
+            *("--state-dir", str(tmp_path / "state"), "--encoder", str(tiny_encoder_folder)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert second.returncode == 1
+    assert "is in use by another server" in second.stderr.splitlines()[-1]
+
+
+@pytest.fixture
+def quiet_logs(monkeypatch):
+    """Leave the test process's logging alone."""
+    monkeypatch.setattr(logs, "configure", lambda *_: None)
+
+
+def test_what_keeps_it_from_starting_is_said_in_one_line(
+    capsys, quiet_logs, tmp_path, tiny_encoder_folder
+):
+    common = ["--state-dir", str(tmp_path), "--no-demo", "--port", "0"]
+    assert main([*common, "--max-batch-tokens", "0"]) == 2
+    assert "max_batch_tokens" in capsys.readouterr().err
+    assert main([*common, "--encoder", str(tmp_path / "nowhere")]) == 1
+    assert "nowhere" in capsys.readouterr().err
+    small = ["--encoder", str(tiny_encoder_folder), "--max-batch-tokens", "32"]
+    assert main([*common, *small]) == 1
+    assert "64" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_said_before_the_encoder_loads(capsys, quiet_logs, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert main(["--port", port, "--state-dir", str(tmp_path), "--encoder", "nowhere"]) == 1
+    assert f"port {port}" in capsys.readouterr().err
