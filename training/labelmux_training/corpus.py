@@ -15,8 +15,6 @@ from torch import Tensor
 
 #: Longest row of the short batches, and of the long ones, in tokens.
 SHORT_TOKENS, LONG_TOKENS = 128, 512
-#: Share of the passages that are joined into rows of 256 to 512 tokens.
-LONG_SHARE = 0.15
 #: Share of the short rows that are pairs, so that the encoder has seen two texts in one row.
 PAIR_SHARE = 0.15
 _POOL_LINES = 4000
@@ -41,14 +39,23 @@ class Batch:
 
 
 class Corpus:
-    """Plain text as an endless stream of batches of near-equal length."""
+    """Passages in batches of rows of near-equal length.
+
+    ``long_share`` of the passages are joined into rows of 256 to ``LONG_TOKENS`` tokens.
+    """
 
     def __init__(
-        self, lines: list[str], tokenizer: Tokenizer, batch_tokens: int, seed: int
+        self,
+        lines: list[str],
+        tokenizer: Tokenizer,
+        batch_tokens: int,
+        seed: int,
+        long_share: float = 0.0,
     ) -> None:
         self._lines = lines
         self._tokenizer = tokenizer
         self._batch_tokens = batch_tokens
+        self._long_share = long_share
         self._random = random.Random(seed)
 
     def batches(self) -> Iterator[Batch]:
@@ -60,7 +67,7 @@ class Corpus:
                 yield from self._pool(lines[start : start + _POOL_LINES])
 
     def _pool(self, lines: list[str]) -> Iterator[Batch]:
-        cut = int(len(lines) * LONG_SHARE)
+        cut = int(len(lines) * self._long_share)
         batches = self.short_batches(lines[cut:]) + self.long_batches(lines[:cut])
         self._random.shuffle(batches)
         yield from batches

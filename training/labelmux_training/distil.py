@@ -128,12 +128,15 @@ class Distillation:
             "short": held.short_batches(lines[:300], pairs=False),
             "long": held.long_batches(lines[:HELD_OUT_LINES])[-3:],
         }
+        if arguments.start_from is not None:
+            self._load_state(torch.load(arguments.start_from, weights_only=True)["state"])
         self._resume()
         self._corpus = Corpus(
             lines[HELD_OUT_LINES:],
             tokenizer,
             arguments.batch_tokens,
             arguments.seed + self._tokens_seen,
+            arguments.long_share,
         )
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
@@ -146,11 +149,14 @@ class Distillation:
         if not checkpoint.exists():
             return
         saved = torch.load(checkpoint, weights_only=True)
-        with torch.no_grad():
-            for name, tensor in self.state.items():
-                tensor.copy_(saved["state"][name])
+        self._load_state(saved["state"])
         self._optimiser.load_state_dict(saved["optimiser"])
         self._tokens_seen = saved["tokens_seen"]
+
+    def _load_state(self, saved: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, tensor in self.state.items():
+                tensor.copy_(saved[name])
 
     def _save(self) -> None:
         state = {name: tensor.detach() for name, tensor in self.state.items()}
@@ -224,6 +230,8 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=3072, help="padded tokens a step")
     parser.add_argument("--learning-rate", type=float, default=4e-4)
     parser.add_argument("--save-every-s", type=float, default=300.0)
+    parser.add_argument("--long-share", type=float, default=0.15, help="passages in long rows")
+    parser.add_argument("--start-from", type=Path, help="checkpoint of an earlier stage")
     parser.add_argument("--seed", type=int, default=13)
     Distillation(parser.parse_args()).run()
 

@@ -34,7 +34,7 @@ from labelmux_training.progress import NoProgress, Progress
 #: Padded tokens in one pass of the encoder.
 PASS_TOKENS = 4096
 #: Enters every entry's name; raised when the layout changes.
-_LAYOUT = 1
+_LAYOUT = 2
 _TOKENISED_AT_ONCE = 1024
 _LARGEST_FP16 = 65504.0
 #: A temporary entry older than this was left by a run that died.
@@ -54,15 +54,22 @@ class Features:
     """The features of a list of texts, read from disk as they are needed."""
 
     values: Tensor  # [tokens, (L+1) * H] fp16
-    offsets: Tensor  # [rows + 1] int64
+    starts: Tensor  # [rows] int64
+    lengths: Tensor  # [rows] int64
     states: int
-    #: How many texts were cut to the token limit.
-    truncated: int
+    #: Which texts were cut to the token limit. [rows] bool
+    truncated: Tensor
 
-    @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Tokens of each text. [rows]"""
-        return self.offsets.diff().numpy()
+    def subset(self, rows: Indices) -> Features:
+        """The features of these texts, in this order; nothing is copied."""
+        index = torch.as_tensor(rows, dtype=torch.int64)
+        return Features(
+            self.values,
+            self.starts[index],
+            self.lengths[index],
+            self.states,
+            self.truncated[index],
+        )
 
     def batch(self, rows: Indices) -> tuple[Tensor, Tensor]:
         """Features of these texts in fp32 and the mask of their real tokens.
@@ -71,32 +78,32 @@ class Features:
         is soon found out. [L+1, B, T, H], [B, T]
         """
         index = torch.as_tensor(rows, dtype=torch.int64)
-        starts = self.offsets[index]
-        lengths = self.offsets[index + 1] - starts
+        lengths = self.lengths[index]
         positions = torch.arange(int(lengths.max()))
         mask = positions < lengths[:, None]
-        tokens = (starts[:, None] + positions).clamp_(max=self.values.shape[0] - 1)
+        tokens = (self.starts[index][:, None] + positions).clamp_(max=self.values.shape[0] - 1)
         gathered = self.values[tokens.flatten()].float()
         features = gathered.view(*mask.shape, self.states, -1).permute(2, 0, 1, 3)
         return features, mask
 
-    def means(self, chunk_rows: int = 256) -> Tensor:
+    def means(self) -> Tensor:
         """Mean of the last state over each text's real tokens. [rows, H]"""
         hidden = self.values.shape[1] // self.states
-        rows = self.offsets.shape[0] - 1
-        means = torch.zeros(rows, hidden)
-        for first in range(0, rows, chunk_rows):
-            last = min(first + chunk_rows, rows)
-            start, end = int(self.offsets[first]), int(self.offsets[last])
-            lengths = self.offsets[first : last + 1].diff()
-            owner = torch.arange(last - first).repeat_interleave(lengths)
-            sums = torch.zeros(last - first, hidden)
-            sums.index_add_(0, owner, self.values[start:end, -hidden:].float())
-            means[first:last] = sums / lengths[:, None]
+        means = torch.zeros(len(self.lengths), hidden)
+        for rows in by_length(self.lengths.numpy(), PASS_TOKENS):
+            lengths = self.lengths[rows]
+            owner = torch.arange(len(rows)).repeat_interleave(lengths)
+            first = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+            tokens = self.starts[rows].repeat_interleave(lengths) + torch.arange(len(owner)) - first
+            sums = torch.zeros(len(rows), hidden)
+            sums.index_add_(0, owner, self.values[:, -hidden:][tokens].float())
+            means[rows] = sums / lengths[:, None]
         return means
 
 
-def by_length(lengths: npt.NDArray[np.int64], budget_tokens: int) -> Iterator[list[int]]:
+def by_length(
+    lengths: npt.NDArray[np.int64], budget_tokens: int, most_rows: int = 1024
+) -> Iterator[list[int]]:
     """Row indices in batches of near-equal length, each within the budget once padded.
 
     Longest first, so that a batch that does not fit in memory is found at once. A row longer than
@@ -104,7 +111,8 @@ def by_length(lengths: npt.NDArray[np.int64], budget_tokens: int) -> Iterator[li
     """
     batch: list[int] = []
     for index in np.argsort(-lengths, kind="stable").tolist():
-        if batch and int(lengths[batch[0]]) * (len(batch) + 1) > budget_tokens:
+        full = batch and int(lengths[batch[0]]) * (len(batch) + 1) > budget_tokens
+        if full or len(batch) == most_rows:
             yield batch
             batch = []
         batch.append(index)
@@ -168,7 +176,7 @@ def _open_entry(entry: Path) -> Features | None:
     try:
         # Copy-on-write rather than read-only: torch wants writable memory, and nobody writes.
         values = np.load(entry / "values.npy", mmap_mode="c", allow_pickle=False)
-        offsets = np.load(entry / "offsets.npy", allow_pickle=False)
+        rows = np.load(entry / "rows.npy", allow_pickle=False)
         said = json.loads((entry / "entry.json").read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -177,9 +185,10 @@ def _open_entry(entry: Path) -> Features | None:
         return None
     return Features(
         values=torch.from_numpy(values),
-        offsets=torch.from_numpy(offsets),
+        starts=torch.from_numpy(rows[0]),
+        lengths=torch.from_numpy(rows[1]),
         states=int(said["states"]),
-        truncated=int(said["truncated"]),
+        truncated=torch.from_numpy(rows[2] != 0),
     )
 
 
@@ -201,10 +210,10 @@ def _compute(
 ) -> None:
     rows = _tokenise(loaded, texts, max_tokens)
     lengths = np.array([len(row.token_ids) for row in rows], dtype=np.int64)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    starts = np.cumsum(lengths) - lengths
     config = loaded.encoder.config
     states = config.num_layers + 1
-    shape = (int(offsets[-1]), states * config.hidden_size)
+    shape = (int(lengths.sum()), states * config.hidden_size)
     _check_space(folder, shape[0] * shape[1] * 2)
     values = np.lib.format.open_memmap(
         folder / "values.npy", mode="w+", dtype=np.float16, shape=shape
@@ -217,12 +226,12 @@ def _compute(
         packed = features[padded.mask].half().cpu().numpy()  # [tokens of the batch, (L+1) * H]
         ends = np.cumsum(lengths[batch])
         for index, part in zip(batch, np.split(packed, ends[:-1]), strict=True):
-            values[offsets[index] : offsets[index + 1]] = part
+            values[starts[index] : starts[index] + lengths[index]] = part
         progress.advance(int(ends[-1]))
     values.flush()
-    np.save(folder / "offsets.npy", offsets)
-    said = {"states": states, "truncated": sum(row.truncated for row in rows)}
-    (folder / "entry.json").write_text(json.dumps(said))
+    truncated = np.array([row.truncated for row in rows], dtype=np.int64)
+    np.save(folder / "rows.npy", np.stack([starts, lengths, truncated]))
+    (folder / "entry.json").write_text(json.dumps({"states": states}))
     progress.done()
 
 

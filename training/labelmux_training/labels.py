@@ -101,19 +101,17 @@ def split_dev(dataset: Dataset, seed: int, share: float = DEV_SHARE) -> tuple[li
     by_label: dict[str, list[list[int]]] = defaultdict(list)
     for members in groups.values():
         by_label[dataset.rows[members[0]].label].append(members)
-    generator = random.Random(seed)  # noqa: S311 - not for secrets
+    generator = random.Random(seed)
     dev: list[int] = []
     for label in sorted(by_label):
         texts = by_label[label]
         if len(texts) >= 3:
             generator.shuffle(texts)
-            dev += [
-                index for members in texts[: max(1, round(len(texts) * share))] for index in members
-            ]
+            for members in texts[: max(1, round(len(texts) * share))]:
+                dev += members
     if not dev:
-        raise TooFewRowsError(
-            dataset.path, max(map(len, by_label.values())), 3, "texts of one label"
-        )
+        most = max(len(texts) for texts in by_label.values())
+        raise TooFewRowsError(dataset.path, most, 3, "different texts of one label")
     held_out = set(dev)
     train = [index for index in range(len(dataset.rows)) if index not in held_out]
     return train, sorted(dev)

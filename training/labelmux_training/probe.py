@@ -17,7 +17,7 @@ from labelmux_training.features import Features
 from labelmux_training.metrics import Ids, Metrics, Scores, measure
 
 #: Inverse strengths of regularisation that are tried.
-STRENGTHS = (1.0, 10.0, 100.0)
+STRENGTHS = (0.3, 1.0, 10.0)
 _ITERATIONS = 1000
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,73 +17,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from labelmux_adapters.ytuning import YTuning, YTuningSizes, margin_loss, to_tensors
-from labelmux_training.errors import OptionsError
 from labelmux_training.features import Features, by_length
 from labelmux_training.metrics import Ids, confusion, macro_f1, negative_log_likelihood
 from labelmux_training.progress import NoProgress, Progress
-
-Loss = Literal["cross_entropy", "margin"]
-Schedule = Literal["linear", "cosine"]
-LabelStart = Literal["class_means", "label_names", "random"]
+from labelmux_training.settings import TrainerSettings
 
 #: Padded tokens in one readout of dev.
 _DEV_TOKENS = 8192
 #: Batches whose rows are sorted by length together.
 _BUCKET_BATCHES = 32
 _CLIP_NORM = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class TrainerSettings:
-    """How an adapter is trained. The defaults were chosen on dev splits."""
-
-    epochs: int = 20
-    batch_rows: int = 32
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    #: Share of all steps in which the rate climbs from 0.
-    warmup: float = 0.06
-    schedule: Schedule = "linear"
-    loss: Loss = "cross_entropy"
-    #: By how much the gold label's logit should lead, in logits; for the margin loss only.
-    margin: float = 1.0
-    #: Share of the target spread over all labels; for cross-entropy only.
-    label_smoothing: float = 0.0
-    dropout: float = 0.1
-    #: Share of each text's tokens that a training step does not see.
-    token_dropout: float = 0.0
-    label_start: LabelStart = "class_means"
-    #: Epochs without a better dev score after which training stops; 0: never.
-    patience: int = 5
-    seed: int = 13
-
-    def __post_init__(self) -> None:
-        for option, low, high in (
-            ("epochs", 1, math.inf),
-            ("batch_rows", 1, math.inf),
-            ("weight_decay", 0, math.inf),
-            ("warmup", 0, 1),
-            ("margin", 0, math.inf),
-            ("label_smoothing", 0, 0.9),
-            ("dropout", 0, 0.9),
-            ("token_dropout", 0, 0.9),
-            ("patience", 0, math.inf),
-            ("seed", 0, 2**63 - 1),
-        ):
-            value = getattr(self, option)
-            if not low <= value <= high:
-                raise OptionsError(option, f"{value!r} is out of range", f"give {low} to {high}")
-        if not 0 < self.learning_rate < math.inf:
-            raise OptionsError("learning_rate", f"{self.learning_rate!r}", "give a rate above 0")
-        for option, allowed in (
-            ("schedule", get_args(Schedule)),
-            ("loss", get_args(Loss)),
-            ("label_start", get_args(LabelStart)),
-        ):
-            if getattr(self, option) not in allowed:
-                raise OptionsError(
-                    option, f"{getattr(self, option)!r} is unknown", f"give {', '.join(allowed)}"
-                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +89,7 @@ def fit(
 def predict(module: YTuning, features: Features) -> npt.NDArray[np.float32]:
     """The module's logits for all rows, in their order; leaves it in eval mode. [rows, K]"""
     module.eval()
-    lengths = features.lengths
+    lengths = features.lengths.numpy()
     logits = np.empty((len(lengths), module.label_vectors.shape[0]), dtype=np.float32)
     with torch.inference_mode():
         for batch in by_length(lengths, _DEV_TOKENS):
@@ -232,7 +174,7 @@ class _Run:
     def _batches(self) -> Iterator[npt.NDArray[np.int64]]:
         """All rows once, in batches of near-equal length and random order."""
         rows = self._order.permutation(len(self._gold))
-        lengths = self._train.features.lengths
+        lengths = self._train.features.lengths.numpy()
         size = self._settings.batch_rows
         batches: list[npt.NDArray[np.int64]] = []
         for first in range(0, len(rows), size * _BUCKET_BATCHES):

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from labelmux_adapters.ytuning import YTuningSizes, expected_tensors, from_tensors
+from labelmux_encoder.weights import LoadedEncoder
+from labelmux_training.data import read_rows
+from labelmux_training.errors import OptionsError
+from labelmux_training.features import FeatureCache
+from labelmux_training.labels import choose_labels, label_ids
+from labelmux_training.probe import fit_probe
+from labelmux_training.progress import NoProgress
+from labelmux_training.settings import TrainerSettings
+from labelmux_training.trainer import Labelled, fit, predict
+
+SIZES = YTuningSizes(hidden=32, states=3, width=16, heads=2, ffn=32)
+
+
+@pytest.fixture(scope="module")
+def rows(
+    tiny_encoder: LoadedEncoder,
+    topics_train: Path,
+    topics_dev: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Labelled, Labelled]:
+    cache = FeatureCache(tmp_path_factory.mktemp("cache"))
+    train, dev = read_rows(topics_train), read_rows(topics_dev)
+    labels = choose_labels(train)
+    first, second = (
+        Labelled(cache.features(tiny_encoder, data.texts, 64), label_ids(data, labels))
+        for data in (train, dev)
+    )
+    return first, second
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_it_learns(
+    rows: tuple[Labelled, Labelled], settings: TrainerSettings, loss: str, schedule: str
+) -> None:
+    longer = replace(settings, epochs=40, patience=0, loss=loss, schedule=schedule)
+    found = fit(SIZES, 3, *rows, longer)
+    kept = found.history[found.best]
+    assert kept.dev_accuracy >= 0.9
+    assert found.history[-1].train_loss < found.history[0].train_loss
+    assert {name: tuple(t.shape) for name, t in found.tensors.items()} == expected_tensors(SIZES, 3)
+
+
+def test_the_kept_tensors_are_the_best_epoch_s(
+    rows: tuple[Labelled, Labelled], settings: TrainerSettings
+) -> None:
+    found = fit(SIZES, 3, *rows, settings)
+    dev = rows[1]
+    logits = predict(from_tensors(SIZES, 3, found.tensors), dev.features)
+    accuracy = float((logits.argmax(axis=1) == dev.gold).mean())
+    assert accuracy == found.history[found.best].dev_accuracy
+    assert accuracy == max(epoch.dev_accuracy for epoch in found.history)
+
+
+def test_equal_seeds_give_equal_tensors_and_leave_the_random_state(
+    rows: tuple[Labelled, Labelled], settings: TrainerSettings
+) -> None:
+    short = replace(settings, epochs=2, token_dropout=0.1)
+    state = torch.get_rng_state()
+    first = fit(SIZES, 3, *rows, short)
+    assert torch.equal(state, torch.get_rng_state())
+    torch.rand(5)
+    second = fit(SIZES, 3, *rows, short)
+    third = fit(SIZES, 3, *rows, replace(short, seed=14))
+    assert all(torch.equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
+    assert not torch.equal(first.tensors["label_vectors"], third.tensors["label_vectors"])
+
+
+def test_it_stops_when_dev_stops_improving(
+    rows: tuple[Labelled, Labelled], settings: TrainerSettings
+) -> None:
+    train, dev = rows
+    unlearnable = Labelled(dev.features, np.roll(dev.gold, 1))
+    found = fit(SIZES, 3, train, unlearnable, replace(settings, epochs=60, patience=3))
+    assert len(found.history) == found.best + 1 + 3
+    assert len(found.history) < 60
+
+
+def test_progress_hears_every_step(
+    rows: tuple[Labelled, Labelled], settings: TrainerSettings
+) -> None:
+    class Counting(NoProgress):
+        total = steps = epochs = 0
+
+        def start(self, stage: str, total: int, unit: str) -> None:
+            self.total = total
+
+        def advance(self, steps: int = 1) -> None:
+            self.steps += steps
+
+        def note(self, **values: float | str) -> None:
+            self.epochs += 1
+
+    progress = Counting()
+    fit(SIZES, 3, *rows, replace(settings, epochs=2, patience=0), progress=progress)
+    assert (progress.total, progress.steps, progress.epochs) == (2 * 5, 2 * 5, 2)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("epochs", 0),
+        ("batch_rows", 0),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("dropout", 1.0),
+        ("loss", "hinge"),
+        ("label_start", "zeros"),
+        ("schedule", "step"),
+    ],
+)
+def test_impossible_settings_are_named(option: str, value: object) -> None:
+    with pytest.raises(OptionsError, match=option):
+        TrainerSettings(**{option: value})
+
+
+def test_the_probe_learns_too(rows: tuple[Labelled, Labelled]) -> None:
+    train, dev = rows
+    probe = fit_probe(train.features, train.gold, dev.features, dev.gold)
+    assert probe.dev.accuracy >= 0.8
+    assert probe.measure(dev.features, dev.gold) == probe.dev

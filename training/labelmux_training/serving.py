@@ -1,0 +1,89 @@
+"""Logits by the path that serves requests: the file's tensors, in a bank.
+
+Metrics, calibration and canaries are computed on these, so they hold for what is deployed, rounding
+of stored tensors included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from labelmux_adapters.bank import Bank
+from labelmux_adapters.errors import ForeignEncoderError
+from labelmux_adapters.files import Adapter
+from labelmux_encoder.batch import pad_rows
+from labelmux_encoder.tokenizer import TextInput
+from labelmux_encoder.weights import LoadedEncoder
+from labelmux_training.features import Features, by_length
+from labelmux_training.progress import NoProgress, Progress
+
+Logits = npt.NDArray[np.float32]
+
+#: Padded tokens, and rows, of one readout.
+_BATCH_TOKENS = 2048
+_BATCH_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What serving a list of texts gave."""
+
+    logits: Logits  # [rows, K]
+    #: How many texts were cut to the adapter's token limit.
+    truncated: int
+
+
+def serve_features(adapter: Adapter, features: Features) -> Logits:
+    """Logits of all rows of cached features, in their order. [rows, K]"""
+    return _serve(adapter, features.lengths.numpy(), features.batch, NoProgress())
+
+
+def serve_texts(
+    adapter: Adapter,
+    loaded: LoadedEncoder,
+    texts: Sequence[TextInput],
+    progress: Progress | None = None,
+) -> Served:
+    """Logits of texts, in their order; nothing is cached.
+
+    Raises:
+        ForeignEncoderError: the adapter belongs to another encoder.
+    """
+    expected, found = adapter.manifest.encoder_fingerprint, loaded.encoder.fingerprint
+    if expected != found:
+        raise ForeignEncoderError(expected, found)
+    rows = loaded.tokenizer.encode(texts, adapter.manifest.max_tokens)
+    pad = loaded.encoder.config.pad_token_id
+
+    def batch(indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        padded = pad_rows([rows[index] for index in indices], pad)
+        return loaded.encoder(padded.token_ids, padded.mask, padded.type_ids), padded.mask
+
+    progress = progress or NoProgress()
+    progress.start("classify", total=len(texts), unit="rows")
+    lengths = np.array([len(row.token_ids) for row in rows], dtype=np.int64)
+    logits = _serve(adapter, lengths, batch, progress)
+    progress.done()
+    return Served(logits, sum(row.truncated for row in rows))
+
+
+def _serve(
+    adapter: Adapter,
+    lengths: npt.NDArray[np.int64],
+    batch: Callable[[Sequence[int]], tuple[Tensor, Tensor]],
+    progress: Progress,
+) -> Logits:
+    bank = Bank()
+    slot = bank.add(adapter)
+    logits = np.empty((len(lengths), len(adapter.manifest.labels)), dtype=np.float32)
+    for rows in by_length(lengths, _BATCH_TOKENS, _BATCH_ROWS):
+        features, mask = batch(rows)
+        found = bank.readout(features, mask, [(place, slot) for place in range(len(rows))])
+        logits[rows] = np.stack(found)
+        progress.advance(len(rows))
+    return logits
