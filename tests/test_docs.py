@@ -32,10 +32,10 @@ def commands(block: str) -> list[tuple[str, str]]:
 
 def normal(text: str) -> str:
     """Output without what differs from run to run: decimals, digests, times, spacing."""
-    text = re.sub(r"sha256:[0-9a-f…]+|\b[0-9a-f]{12,64}\b", "DIGEST", text)
     text = re.sub(r"\d{4}-\d\d-\d\d[T ][0-9:.]+(Z|\+00:00)?", "TIME", text)
     text = re.sub(r"-?\d+\.\d+(e-?\d+)?", "N", text)
-    return re.sub(r"[ \t]+", " ", text).strip()
+    text = re.sub(r"sha256:[0-9a-f…]+|\b[0-9a-f]{12,64}\b", "DIGEST", text)
+    return "\n".join(re.sub(r"[ \t]+", " ", line).strip() for line in text.strip().splitlines())
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +45,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     folder = tmp_path_factory.mktemp("serve")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "labelmux_cli.main", "serve", "--port", str(port)],
-        cwd=folder,
-        stdout=(folder / "out").open("w"),
-        stderr=subprocess.STDOUT,
-    )
+    with (folder / "out").open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "labelmux_cli.main", "serve", "--port", str(port)],
+            cwd=folder,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + START_LIMIT_S
@@ -120,7 +121,7 @@ def test_the_readmes_python_runs(server: str, folder: Path) -> None:
 def test_the_readme_names_make_verbs_that_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     text = README + (ROOT / "CONTRIBUTING.md").read_text()
-    for verb in set(re.findall(r"\bmake ([a-z][a-z-]+)", text)):
+    for verb in set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE)):
         assert re.search(rf"^{verb}:", makefile, re.MULTILINE), verb
 
 

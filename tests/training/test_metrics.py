@@ -75,6 +75,14 @@ def test_temperature_undoes_a_wrong_scale(
     )
 
 
+def test_a_handful_of_right_answers_is_no_proof_of_certainty() -> None:
+    gold = np.zeros(8, dtype=np.int64)
+    logits = np.tile(np.array([5.0, 0.0, 0.0], dtype=np.float32), (8, 1))
+    assert 0.7 < fit_temperature(gold, logits) <= 1
+    many = np.tile(logits, (1000, 1))
+    assert fit_temperature(np.zeros(8000, dtype=np.int64), many) < 0.7
+
+
 def test_temperature_is_finite_where_all_or_nothing_is_right() -> None:
     gold = np.array([0, 1, 0, 1])
     right = 4.0 * np.eye(2)[gold]

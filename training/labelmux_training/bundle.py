@@ -43,6 +43,8 @@ def write_bundle(checkpoint: Path, teacher: Path, out: Path) -> dict[str, Tensor
     state = torch.load(checkpoint, weights_only=True)["state"]
     packed = pack_int8_rows({name: tensor.contiguous() for name, tensor in state.items()})
     save_file(packed, out / "model.safetensors", metadata={"labelmux.storage": INT8_ROWS})
+    # save_file leaves the file to its owner alone; a package is read by others too.
+    (out / "model.safetensors").chmod(0o644)
     return unpack_int8_rows(packed)
 
 

@@ -87,8 +87,8 @@ class Corpus:
         """Passages joined into rows of 256 to ``LONG_TOKENS`` tokens."""
         self._tokenizer.no_truncation()
         encoded = self._tokenizer.encode_batch(lines, add_special_tokens=False)
-        first: int = self._tokenizer.token_to_id("[CLS]")
-        last: int = self._tokenizer.token_to_id("[SEP]")
+        vocabulary = self._tokenizer.get_vocab()
+        first, last = vocabulary["[CLS]"], vocabulary["[SEP]"]
         rows: list[list[int]] = []
         row, limit = [first], LONG_TOKENS
         for encoding in encoded:

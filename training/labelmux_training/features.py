@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from labelmux_adapters.ytuning import normalise_states
 from labelmux_encoder.batch import pad_rows
 from labelmux_encoder.tokenizer import TextInput, TokenRow
 from labelmux_encoder.weights import LoadedEncoder
@@ -88,6 +89,14 @@ class Features:
 
     def means(self) -> Tensor:
         """Mean of the last state over each text's real tokens. [rows, H]"""
+        return self._token_means(lambda states: states[:, -1])
+
+    def mixed_means(self) -> Tensor:
+        """The same of the average of all states, each normalised: what a new adapter pools."""
+        return self._token_means(lambda states: normalise_states(states).mean(1))
+
+    def _token_means(self, read: Callable[[Tensor], Tensor]) -> Tensor:
+        """Mean over each text's tokens of what ``read`` makes of [tokens, L+1, H]. [rows, H]"""
         hidden = self.values.shape[1] // self.states
         means = torch.zeros(len(self.lengths), hidden)
         for rows in by_length(self.lengths.numpy(), PASS_TOKENS):
@@ -95,8 +104,9 @@ class Features:
             owner = torch.arange(len(rows)).repeat_interleave(lengths)
             first = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
             tokens = self.starts[rows].repeat_interleave(lengths) + torch.arange(len(owner)) - first
+            states = self.values[tokens].float().view(len(tokens), self.states, hidden)
             sums = torch.zeros(len(rows), hidden)
-            sums.index_add_(0, owner, self.values[:, -hidden:][tokens].float())
+            sums.index_add_(0, owner, read(states))
             means[rows] = sums / lengths[:, None]
         return means
 

@@ -8,7 +8,7 @@ from labelmux_training.errors import OptionsError
 
 #: An adapter's values as a share of the encoder's, at most, where the width is chosen here.
 LARGEST_SHARE = 0.02
-#: Widths that are chosen here, the widest first. Beyond it, accuracy on dev stopped growing.
+#: Widths that are chosen here, the widest first.
 _WIDTHS = (256, 224, 192, 160, 128, 96, 64, 48, 32, 16, 8)
 DEFAULT_HEADS = 4
 #: Inner width of the feed-forward block, in widths.

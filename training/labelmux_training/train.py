@@ -252,9 +252,9 @@ def _label_features(
     if start == "label_names":
         names = [label.replace("_", " ").replace("-", " ").strip() or label for label in labels]
         cache = FeatureCache(options.cache_dir)
-        return cache.features(loaded, names, encoded.max_tokens).means()
+        return cache.features(loaded, names, encoded.max_tokens).mixed_means()
     gold = torch.from_numpy(encoded.train.gold)
-    means = encoded.train.features.means()
+    means = encoded.train.features.mixed_means()
     sums = torch.zeros(len(labels), means.shape[1]).index_add_(0, gold, means)
     return sums / torch.bincount(gold, minlength=len(labels))[:, None]
 
