@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from pathlib import Path
 
@@ -13,47 +12,13 @@ from labelmux_encoder.errors import CheckpointError
 from labelmux_encoder.tokenizer import Tokenizer
 from labelmux_encoder.weights import LoadedEncoder, load_encoder
 
-SENTENCES = (
-    "the quick brown fox jumps over the lazy dog",
-    "frozen encoders serve many tasks at once",
-    "a pair of texts is read together by the encoder",
-    "numbers such as 12 or 345 and marks, like these; appear!",
-    "where do rivers begin and where do they end?",
-)
 
-
-@pytest.fixture(scope="module")
-def spm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as DeBERTa v3 is published: spm.model, tokenizer_config.json, no tokenizer.json."""
-    folder = tmp_path_factory.mktemp("spm")
-    corpus = folder / "corpus.txt"
-    corpus.write_text("\n".join(SENTENCES * 20))
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus),
-        model_prefix=str(folder / "spm"),
-        vocab_size=120,
-        pad_id=0,
-        bos_id=1,
-        eos_id=2,
-        unk_id=3,
-        pad_piece="[PAD]",
-        bos_piece="[CLS]",
-        eos_piece="[SEP]",
-        unk_piece="[UNK]",
-        user_defined_symbols=["[MASK]"],
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    corpus.unlink()
-    settings = {"do_lower_case": False, "vocab_type": "spm"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return folder
-
-
-def test_a_sentencepiece_folder_tokenises_as_sentencepiece_does(spm_folder: Path) -> None:
+def test_a_sentencepiece_folder_tokenises_as_sentencepiece_does(
+    spm_folder: Path, spm_sentences: tuple[str, ...]
+) -> None:
     tokenizer = Tokenizer.from_folder(spm_folder)
     reference = sentencepiece.SentencePieceProcessor(model_file=str(spm_folder / "spm.model"))
-    for sentence in SENTENCES:
+    for sentence in spm_sentences:
         (row,) = tokenizer.encode([sentence], 128)
         assert list(row.token_ids[1:-1]) == reference.encode(sentence)
         assert row.token_ids[0] == 1 and row.token_ids[-1] == 2

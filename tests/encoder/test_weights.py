@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from labelmux_encoder.batch import pad_rows
 from labelmux_encoder.errors import CheckpointError, UnsupportedEncoderError
 from labelmux_encoder.storage import INT8_ROWS, pack_int8_rows, unpack_int8_rows
+from labelmux_encoder.tokenizer import Tokenizer
 from labelmux_encoder.weights import (
     CONVERTED_NAME,
     LoadedEncoder,
@@ -73,6 +74,40 @@ def test_every_weight_format_gives_one_encoder(
     rows = pad_rows(tiny_encoder.tokenizer.encode(["the train", "a good film"], 64), 0)
     ours, theirs = (e.encoder(rows.token_ids, rows.mask) for e in (loaded, tiny_encoder))
     assert torch.equal(ours, theirs)
+
+
+def test_a_folder_as_published_loads_and_equals_its_modern_form(
+    folder: Path, spm_folder: Path, tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer.from_folder(spm_folder)
+    vocab_size = len(tokenizer._backend.get_vocab())
+    config = json.loads((folder / "config.json").read_text()) | {"vocab_size": vocab_size}
+    (folder / "config.json").write_text(json.dumps(config))
+    state = load_file(folder / "model.safetensors")
+    words = "embeddings.word_embeddings.weight"
+    state[words] = torch.randn(vocab_size, 32)
+    save_file(state, folder / "model.safetensors")
+    (folder / "tokenizer.json").write_text(tokenizer._source)
+    modern = load_encoder(str(folder))
+
+    to_bin(folder)
+    (folder / "tokenizer.json").unlink()
+    for name in ("spm.model", "tokenizer_config.json"):
+        shutil.copy(spm_folder / name, folder)
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "pytorch_model.bin",
+        "spm.model",
+        "tokenizer_config.json",
+    }
+    published = load_encoder(str(folder))
+    assert published.encoder.fingerprint == modern.encoder.fingerprint
+    texts = ["the quick brown fox", ("many tasks", "at once [SEP] here")]
+    assert published.tokenizer.encode(texts, 32) == modern.tokenizer.encode(texts, 32)
+    rows = pad_rows(published.tokenizer.encode(texts, 32), 0)
+    assert torch.equal(
+        published.encoder(rows.token_ids, rows.mask), modern.encoder(rows.token_ids, rows.mask)
+    )
 
 
 def test_a_bin_is_converted_once_and_again_when_it_changes(
