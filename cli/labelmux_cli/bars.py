@@ -19,9 +19,12 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from labelmux_cli.output import err, plain, tell
+
+_BAR_CELLS = 16
 
 
 class _Rate(ProgressColumn):
@@ -35,6 +38,19 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:,.0f} {unit}/s" if speed else f"- {unit}/s", style="cyan")
 
 
+class _Notes(ProgressColumn):
+    """What the stage says, on one line; where the screen is narrow, this column gives way."""
+
+    def render(self, task: Task) -> Text:
+        notes = Text.from_markup(task.fields["notes"], style="dim", overflow="ellipsis")
+        notes.no_wrap = True
+        return notes
+
+
+def _fixed() -> Column:
+    return Column(no_wrap=True)
+
+
 class Bars:
     """One bar for each stage. Where stderr is no terminal, a line at the start of each instead."""
 
@@ -43,13 +59,13 @@ class Bars:
         self._lines_only = not console.is_terminal
         self._stage: TaskID | None = None
         self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            _Rate(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[notes]}", style="dim"),
+            SpinnerColumn(table_column=_fixed()),
+            TextColumn("{task.description}", table_column=_fixed()),
+            BarColumn(bar_width=_BAR_CELLS, table_column=_fixed()),
+            MofNCompleteColumn(table_column=_fixed()),
+            _Rate(table_column=_fixed()),
+            TimeRemainingColumn(elapsed_when_finished=True, table_column=_fixed()),
+            _Notes(),
             console=console,
             disable=self._lines_only,
         )
