@@ -124,7 +124,9 @@ class _Server(uvicorn.Server):
 def _bound(settings: Settings) -> Iterator[socket.socket]:
     """A socket that is bound but refuses connections until the app is ready."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as bound:
+    # With the protocol named, asyncio sets TCP_NODELAY on what it accepts. Without it, an answer's
+    # second packet waits 40 ms for the caller's delayed acknowledgement.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as bound:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             bound.bind((settings.host, settings.port))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 
 from labelmux_server import logs
 from labelmux_server.__main__ import main
+from labelmux_server.serve import _bound
+from labelmux_server.settings import Settings
 
 pytestmark = pytest.mark.slow
 
@@ -133,3 +136,23 @@ def test_a_port_that_is_taken_is_said_before_the_encoder_loads(capsys, quiet_log
         port = str(taken.getsockname()[1])
         assert main(["--port", port, "--state-dir", str(tmp_path), "--encoder", "nowhere"]) == 1
     assert f"port {port}" in capsys.readouterr().err
+
+
+def test_answers_leave_at_once_and_do_not_wait_for_an_acknowledgement():
+    async def accepted_option() -> int:
+        found = asyncio.get_running_loop().create_future()
+
+        async def meet(_, writer):
+            accepted = writer.get_extra_info("socket")
+            found.set_result(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with _bound(Settings(port=0)) as bound:
+            async with await asyncio.start_server(meet, sock=bound):
+                _, caller = await asyncio.open_connection(*bound.getsockname())
+                option = await asyncio.wait_for(found, 10)
+                caller.close()
+                await caller.wait_closed()
+        return option
+
+    assert asyncio.run(accepted_option()) == 1
