@@ -103,7 +103,6 @@ class Engine:
         batcher: Batcher,
         tokenizers: TokenizerPool,
         *,
-        encoder_max_tokens: int,
         max_rows: int,
         max_tokens: int,
         timeout_s: float,
@@ -111,7 +110,6 @@ class Engine:
         self._registry = registry
         self._batcher = batcher
         self._tokenizers = tokenizers
-        self._encoder_max_tokens = encoder_max_tokens
         self._max_rows = max_rows
         self._max_tokens = max_tokens
         self._timeout_s = timeout_s
@@ -126,7 +124,7 @@ class Engine:
             TooManyTextsError: texts times tasks are more than may ever wait.
             TimedOutError: no answer in time.
         """
-        call = _Call(self._registry, names, texts, self._encoder_max_tokens)
+        call = _Call(self._registry, names, texts)
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._run(call, texts, truncation)
@@ -182,7 +180,6 @@ class _Call:
         registry: Registry,
         names: Sequence[str],
         texts: Sequence[TextInput],
-        encoder_max_tokens: int,
     ) -> None:
         self.names = names
         self.in_flight = False
@@ -203,8 +200,7 @@ class _Call:
             self._leases[name] = lease
             manifest = lease.version.manifest
             if manifest.pair == pairs:
-                limit = min(manifest.max_tokens, encoder_max_tokens)
-                self.readable[name] = (lease.version, limit)
+                self.readable[name] = (lease.version, manifest.max_tokens)
             else:
                 task = lease.version.task
                 self._errors[name] = TakesSingleTextsError(task) if pairs else NeedsPairsError(task)

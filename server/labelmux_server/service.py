@@ -67,7 +67,6 @@ class Service:
             self.registry,
             self.batcher,
             self._tokenizers,
-            encoder_max_tokens=loaded.encoder.config.max_tokens,
             max_rows=settings.max_queue_rows,
             max_tokens=settings.max_queue_tokens,
             timeout_s=settings.request_timeout_s,
