@@ -147,7 +147,10 @@ def _derive_positions(
 
     def project(name: str, order: Tensor) -> Tensor:
         affine = _affine(state, attention + name)
-        projected = functional.linear(table, affine.weight, affine.bias)[order]
+        if len(order) < len(table):  # short rows, as in a training step: project what they read
+            projected = functional.linear(table[order], affine.weight, affine.bias)
+        else:
+            projected = functional.linear(table, affine.weight, affine.bias)[order]
         return projected.view(-1, config.num_heads, config.head_size).transpose(0, 1)
 
     return PositionTables(

@@ -73,8 +73,9 @@ def load_encoder(
     return LoadedEncoder(name, FrozenEncoder(config, state, fingerprint, device), tokenizer)
 
 
-def read_checkpoint(folder: Path) -> tuple[EncoderConfig, dict[str, Tensor]]:
-    """A folder's config and fp32 tensors, for training; raises as ``load_encoder`` does."""
+def read_checkpoint(source: str) -> tuple[EncoderConfig, dict[str, Tensor]]:
+    """An encoder's config and fp32 tensors, for training; takes and raises as ``load_encoder``."""
+    folder = _locate(source)
     config = EncoderConfig.from_checkpoint(_read_json(folder / "config.json"))
     return config, _select(str(folder), config, _read_state(folder, None))
 

@@ -98,7 +98,7 @@ def test_all_hidden_states_equal_transformers(name: str) -> None:
 
 
 def test_the_bundled_encoder_equals_transformers() -> None:
-    config, state = read_checkpoint(bundled_folder())
+    config, state = read_checkpoint("bundled")
     model = DebertaV2Model(DebertaV2Config.from_pretrained(bundled_folder())).eval()
     missing, unexpected = model.load_state_dict(state, strict=True)
     assert not missing and not unexpected

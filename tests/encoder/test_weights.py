@@ -173,7 +173,7 @@ def test_a_hub_id_is_served_from_the_hub_cache_offline(
 
 def test_the_bundled_encoder_saved_as_fp32_has_the_bundled_fingerprint(tmp_path: Path) -> None:
     bundled = load_encoder("bundled")
-    _, state = read_checkpoint(bundled_folder())
+    _, state = read_checkpoint("bundled")
     save_file(state, tmp_path / "model.safetensors")
     for name in ("config.json", "tokenizer.json"):
         shutil.copy(bundled_folder() / name, tmp_path / name)
@@ -216,7 +216,7 @@ def test_int8_rows_keep_every_value_within_half_a_step() -> None:
 def test_a_file_marked_as_int8_rows_is_read_as_fp32(folder: Path) -> None:
     packed = pack_int8_rows(load_file(folder / "model.safetensors"))
     save_file(packed, folder / "model.safetensors", metadata={"labelmux.storage": INT8_ROWS})
-    _, state = read_checkpoint(folder)
+    _, state = read_checkpoint(str(folder))
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
 
 
