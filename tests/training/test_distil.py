@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel
+from transformers import BertModel
 
 from labelmux_encoder.config import EncoderConfig
 from labelmux_encoder.model import derive, run_pass
@@ -24,46 +22,11 @@ from labelmux_training.student import student_config, warm_start
 TOLERANCE = 1e-4
 
 
-@pytest.fixture
-def teacher(tiny_encoder_folder: Path, tmp_path: Path) -> Path:
-    """A small random BERT whose positions all have one embedding, in the teacher's layout."""
-    folder = tmp_path / "teacher"
-    folder.mkdir()
-    shutil.copy(tiny_encoder_folder / "tokenizer.json", folder)
-    vocab_size = json.loads((tiny_encoder_folder / "config.json").read_text())["vocab_size"]
-    torch.manual_seed(1)
-    model = BertModel(
-        BertConfig(
-            vocab_size=vocab_size,
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=48,
-        ),
-        add_pooling_layer=False,
-    )
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-        positions = model.embeddings.position_embeddings.weight
-        positions.copy_(positions[:1].expand_as(positions))
-    model.save_pretrained(folder)
-    return folder
-
-
 def give_positions_of_their_own(teacher: Path) -> None:
     """What a student has to learn."""
     state = load_file(teacher / "model.safetensors")
     state["embeddings.position_embeddings.weight"].normal_()
     save_file(state, teacher / "model.safetensors", metadata={"format": "pt"})
-
-
-@pytest.fixture
-def corpus_file(tmp_path: Path) -> Path:
-    path = tmp_path / "corpus.txt"
-    lines = [f"the train to the coast leaves at nine and the bus at {n} today" for n in range(1500)]
-    path.write_text("\n".join(lines))
-    return path
 
 
 def arguments(teacher: Path, corpus: Path, out: Path, **changes: Any) -> argparse.Namespace:

@@ -51,11 +51,13 @@ class Corpus:
         batch_tokens: int,
         seed: int,
         long_share: float = 0.0,
+        pair_share: float = PAIR_SHARE,
     ) -> None:
         self._lines = lines
         self._tokenizer = tokenizer
         self._batch_tokens = batch_tokens
         self._long_share = long_share
+        self._pair_share = pair_share
         self._random = random.Random(seed)
 
     def batches(self) -> Iterator[Batch]:
@@ -76,9 +78,10 @@ class Corpus:
         """Single passages, and pairs of them, cut at ``SHORT_TOKENS``."""
         self._tokenizer.enable_truncation(SHORT_TOKENS)
         inputs: list[Any] = []
+        share = self._pair_share if pairs else 0.0
         rest = iter(lines)
         for line in rest:
-            partner = next(rest, None) if pairs and self._random.random() < PAIR_SHARE else None
+            partner = next(rest, None) if self._random.random() < share else None
             inputs.append(line if partner is None else (line, partner))
         rows = [encoding.ids for encoding in self._tokenizer.encode_batch(inputs)]
         return self._by_length(rows)

@@ -24,6 +24,7 @@ from torch.nn import functional
 from labelmux_encoder.config import EncoderConfig
 from labelmux_encoder.model import derive, run_pass
 from labelmux_training.corpus import Batch, Corpus, read_lines
+from labelmux_training.run_folder import RunFolder
 from labelmux_training.student import student_config, warm_start
 
 HELD_OUT_LINES = 1000
@@ -101,8 +102,7 @@ class Distillation:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
-        self._out: Path = arguments.out
-        self._out.mkdir(parents=True, exist_ok=True)
+        self._folder = RunFolder(arguments.out)
         teacher_raw = json.loads((arguments.teacher / "config.json").read_text())
         self.raw_config = student_config(teacher_raw)
         self.config = EncoderConfig.from_checkpoint(self.raw_config)
@@ -145,10 +145,9 @@ class Distillation:
         return [{"params": fresh, "scale": 2.0}, {"params": warm, "scale": 1.0}]
 
     def _resume(self) -> None:
-        checkpoint = self._out / "checkpoint.pt"
-        if not checkpoint.exists():
+        saved = self._folder.saved()
+        if saved is None:
             return
-        saved = torch.load(checkpoint, weights_only=True)
         self._load_state(saved["state"])
         self._optimiser.load_state_dict(saved["optimiser"])
         self._tokens_seen = saved["tokens_seen"]
@@ -159,23 +158,14 @@ class Distillation:
                 tensor.copy_(saved[name])
 
     def _save(self) -> None:
-        state = {name: tensor.detach() for name, tensor in self.state.items()}
-        partial = self._out / "checkpoint.part"
-        torch.save(
-            {
-                "state": state,
-                "optimiser": self._optimiser.state_dict(),
-                "tokens_seen": self._tokens_seen,
-            },
-            partial,
+        self._folder.save(
+            state={name: tensor.detach() for name, tensor in self.state.items()},
+            optimiser=self._optimiser.state_dict(),
+            tokens_seen=self._tokens_seen,
         )
-        partial.replace(self._out / "checkpoint.pt")
 
     def _log(self, **values: Any) -> None:
-        line = json.dumps({"tokens": self._tokens_seen, **values})
-        print(line, flush=True)
-        with (self._out / "log.jsonl").open("a") as log:
-            log.write(line + "\n")
+        self._folder.log(tokens=self._tokens_seen, **values)
 
     def _set_learning_rate(self) -> None:
         done = self._tokens_seen / self._arguments.tokens
