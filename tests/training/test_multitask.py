@@ -71,9 +71,11 @@ def asked(teacher: Path, corpus_file: Path, source: Path, phase_1: Path, tmp_pat
         sets=None,
         start_from=phase_1,
         out=tmp_path / "phase-2",
-        tokens=60_000,
+        tokens=150_000,
         batch_tokens=256,
-        sets_a_step=2,
+        plain_tokens=128,
+        threads=2,
+        bfloat16=False,
         learning_rate=1e-3,
         temper=0.5,
         pair_weight=1.5,
@@ -111,8 +113,11 @@ def test_a_stopped_run_goes_on_with_its_weights_and_heads(asked: Any) -> None:
         assert all(torch.equal(first[part][name], again[part][name]) for name in first[part])
 
 
-def test_what_it_leaves_is_an_encoder(asked: Any, teacher: Path, tmp_path: Path) -> None:
-    asked.tokens = 600
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_what_it_leaves_is_an_encoder(
+    asked: Any, teacher: Path, tmp_path: Path, bfloat16: bool
+) -> None:
+    asked.tokens, asked.bfloat16 = 600, bfloat16
     MultiTask(asked).run()
     stored = write_bundle(asked.out / "checkpoint.pt", teacher, tmp_path / "bundle")
     loaded = load_encoder(str(tmp_path / "bundle"))

@@ -16,7 +16,10 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -59,6 +62,7 @@ class Heads(nn.Module):
         super().__init__()
         self._key = {task.name: "|".join(task.labels).replace(".", "_") for task in tasks}
         self._dropout = nn.Dropout(0.1)
+        self._decoder_in_use = Lock()
         sizes = YTuningSizes(config.hidden_size, config.num_layers + 1, _WIDTH, _HEADS, 2 * _WIDTH)
         self.decoder = YTuning(sizes, labels=1)
         self.linear = nn.ModuleDict()
@@ -77,16 +81,31 @@ class Heads(nn.Module):
         key = self._key[task]
         linear = self.linear[key](self._dropout(pooled(states[-1], mask)))
         vectors = self.vectors[key]
-        decoder = functional_call(
-            self.decoder,
-            {"task_vector": vectors[0], "label_vectors": vectors[1:]},
-            (torch.stack(states), mask),
-        )
+        own = {"task_vector": vectors[0], "label_vectors": vectors[1:]}
+        # functional_call puts the set's vectors into the one module for as long as it runs.
+        with self._decoder_in_use:
+            decoder = functional_call(self.decoder, own, (torch.stack(states), mask))
         return linear, decoder
 
 
+@dataclass(frozen=True, slots=True)
+class _Losses:
+    """What one thread saw; losses of heads are relative to a blind guess."""
+
+    task: str
+    tokens: int
+    distillation: float
+    linear: float
+    decoder: float
+    accuracy: float
+
+
 class MultiTask:
-    """A run that can stop and go on: encoder, heads, optimiser and progress."""
+    """A run that can stop and go on: encoder, heads, optimiser and progress.
+
+    Batches of a step run on threads of their own with one core each, which is twice as fast as one
+    batch on all cores; the order of their sums is not fixed, so neither is the last bit.
+    """
 
     def __init__(self, asked: argparse.Namespace) -> None:
         torch.manual_seed(asked.seed)
@@ -116,6 +135,9 @@ class MultiTask:
             betas=(0.9, 0.98),
             fused=True,
         )
+        self._pool = ThreadPoolExecutor(
+            asked.threads, initializer=torch.set_num_threads, initargs=(1,)
+        )
         self._tokens_seen = 0
         self._resume()
         self._teacher = Teacher(asked.teacher)
@@ -132,7 +154,7 @@ class MultiTask:
         lines = read_lines(self._asked.corpus)
         random.Random(self._asked.seed).shuffle(lines)
         held, rest = lines[:HELD_OUT_LINES], lines[HELD_OUT_LINES:]
-        size = self._asked.batch_tokens // 2
+        size = self._asked.plain_tokens
         held_out = Corpus(held, tokenizer, 3072, 0)
         self._held_out = {
             "short": held_out.short_batches(held[:300], pairs=False),
@@ -183,39 +205,54 @@ class MultiTask:
         self._save()
 
     def _step(self) -> None:
-        """One update: several batches of labelled rows, and one of plain text."""
+        """One update: on each thread a batch of labelled rows and one of plain text."""
         self._set_rates()
-        labelled = [self._sampler.draw() for _ in range(self._asked.sets_a_step)]
-        plain = next(self._plain)
-        longest = max(b.token_ids.shape[1] for b in (plain, *(one.batch for one in labelled)))
-        tensors = derive(self._config, self._state, max_tokens=longest)
-
-        def encode(batch: Batch) -> list[Tensor]:
-            return run_pass(self._config, tensors, batch.token_ids, batch.mask)
-
-        losses = [self._supervised_loss(one, encode(one.batch)) for one in labelled]
-        kept = distillation_loss(encode(plain), self._teacher(plain), plain.mask)
-        self._losses["distillation"].append(kept.item())
-        loss = torch.stack(losses).mean() + self._asked.distillation_weight * kept
         self._optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        drawn = [(self._sampler.draw(), next(self._plain)) for _ in range(self._asked.threads)]
+        for found in self._pool.map(self._gradients, drawn):
+            self._note(found)
         nn.utils.clip_grad_norm_(self._state.values(), _CLIP_NORM)
         nn.utils.clip_grad_norm_(self._heads.parameters(), _CLIP_NORM)
         self._optimiser.step()
-        self._tokens_seen += sum(int(one.batch.mask.sum()) for one in labelled)
-        self._tokens_seen += int(plain.mask.sum())
 
-    def _supervised_loss(self, one: TaskBatch, states: list[Tensor]) -> Tensor:
-        """Mean cross-entropy of the set's heads, relative to a blind guess."""
-        logits = self._heads(one.task, states, one.batch.mask)
-        linear, decoder = (functional.cross_entropy(each, one.gold) for each in logits)
-        right = (logits[0].argmax(1) == one.gold).float().mean().item()
-        self._accuracies[one.task].append(right)
-        chance = math.log(len(self._labels[one.task]))
-        self._losses["linear"].append(linear.item() / chance)
-        self._losses["decoder"].append(decoder.item() / chance)
+    def _gradients(self, drawn: tuple[TaskBatch, Batch]) -> _Losses:
+        """Add a thread's share of the gradients to the parameters'."""
+        labelled, plain = drawn
+        longest = max(labelled.batch.token_ids.shape[1], plain.token_ids.shape[1])
+        tensors = derive(self._config, self._state, max_tokens=longest)
+
+        def encode(batch: Batch) -> list[Tensor]:
+            with self._precision():
+                states = run_pass(self._config, tensors, batch.token_ids, batch.mask)
+            return [each.float() for each in states]
+
+        with self._precision():
+            target = [each.float() for each in self._teacher(plain)]
+        logits = self._heads(labelled.task, encode(labelled.batch), labelled.batch.mask)
+        linear, decoder = (functional.cross_entropy(each, labelled.gold) for each in logits)
+        kept = distillation_loss(encode(plain), target, plain.mask)
+        chance = math.log(len(self._labels[labelled.task]))
         both = linear if self._asked.linear_only else (linear + decoder) / 2
-        return both / math.sqrt(chance)
+        loss = both / math.sqrt(chance) + self._asked.distillation_weight * kept
+        (loss / self._asked.threads).backward()
+        return _Losses(
+            task=labelled.task,
+            tokens=int(labelled.batch.mask.sum()) + int(plain.mask.sum()),
+            distillation=kept.item(),
+            linear=linear.item() / chance,
+            decoder=decoder.item() / chance,
+            accuracy=(logits[0].argmax(1) == labelled.gold).float().mean().item(),
+        )
+
+    def _precision(self) -> torch.autocast:
+        """Products in bfloat16 if asked; weights, sums and losses stay fp32."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self._asked.bfloat16)
+
+    def _note(self, found: _Losses) -> None:
+        self._tokens_seen += found.tokens
+        for name in ("distillation", "linear", "decoder"):
+            self._losses[name].append(getattr(found, name))
+        self._accuracies[found.task].append(found.accuracy)
 
     def _set_rates(self) -> None:
         done = min(1.0, self._tokens_seen / self._asked.tokens)
@@ -241,8 +278,10 @@ def main() -> None:
     parser.add_argument("--start-from", type=Path, required=True, help="checkpoint of phase 1")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint and log")
     parser.add_argument("--tokens", type=int, default=8_000_000, help="token budget")
-    parser.add_argument("--batch-tokens", type=int, default=1024, help="padded tokens of a batch")
-    parser.add_argument("--sets-a-step", type=int, default=3, help="labelled batches a step")
+    parser.add_argument("--batch-tokens", type=int, default=512, help="padded tokens of a batch")
+    parser.add_argument("--plain-tokens", type=int, default=128, help="the same, of plain text")
+    parser.add_argument("--threads", type=int, default=4, help="batches of each kind a step")
+    parser.add_argument("--bfloat16", action="store_true", help="for CPUs that have it")
     parser.add_argument("--learning-rate", type=float, default=1.5e-4)
     parser.add_argument("--temper", type=float, default=0.5, help="power of a set's size")
     parser.add_argument("--pair-weight", type=float, default=1.5, help="of sets of pairs")
