@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from full_finetuning import fit_full
 from labelmux_encoder.weights import LoadedEncoder, load_encoder, read_checkpoint
@@ -136,10 +135,8 @@ def score(
 def _ytuning(task: Task, loaded: LoadedEncoder, train: Labelled, dev: Labelled, seed: int) -> Any:
     """Train as ``labelmux train`` does by default."""
     count = len(task.labels)
-    means, gold = train.features.mixed_means(), torch.from_numpy(train.gold)
-    sums = torch.zeros(count, means.shape[1]).index_add_(0, gold, means)
-    starts = sums / torch.bincount(gold, minlength=count)[:, None]
-    found = fit(choose_sizes(loaded, count), count, train, dev, TrainerSettings(seed=seed), starts)
+    sizes, starts = choose_sizes(loaded, count), train.class_means(count)
+    found = fit(sizes, count, train, dev, TrainerSettings(seed=seed), starts)
     return found.history[found.best]
 
 

@@ -191,6 +191,10 @@ class MultiTask:
 
     def run(self) -> None:
         """Train until the token budget is spent, checkpointing as it goes."""
+        with self._pool:
+            self._run()
+
+    def _run(self) -> None:
         started = last_save = time.monotonic()
         first_tokens, step = self._tokens_seen, 0
         while self._tokens_seen < self._asked.tokens:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from labelmux_adapters.files import Adapter, read_adapter
@@ -253,10 +252,7 @@ def _label_features(
         names = [label.replace("_", " ").replace("-", " ").strip() or label for label in labels]
         cache = FeatureCache(options.cache_dir)
         return cache.features(loaded, names, encoded.max_tokens).mixed_means()
-    gold = torch.from_numpy(encoded.train.gold)
-    means = encoded.train.features.mixed_means()
-    sums = torch.zeros(len(labels), means.shape[1]).index_add_(0, gold, means)
-    return sums / torch.bincount(gold, minlength=len(labels))[:, None]
+    return encoded.train.class_means(len(labels))
 
 
 def _finish(

@@ -36,6 +36,12 @@ class Labelled:
     features: Features
     gold: Ids  # [rows]
 
+    def class_means(self, labels: int) -> Tensor:
+        """Each label's mean over its rows' mixed means; a label without rows gives NaN. [K, H]"""
+        means, gold = self.features.mixed_means(), torch.from_numpy(self.gold)
+        sums = torch.zeros(labels, means.shape[1]).index_add_(0, gold, means)
+        return sums / torch.bincount(gold, minlength=labels)[:, None]
+
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
