@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from labelmux_encoder.batch import pad_rows
+from labelmux_encoder.batch import pack_rows, unpack
 from labelmux_encoder.model import derive, run_pass
 from labelmux_encoder.tokenizer import TextInput, TokenRow
 from labelmux_encoder.weights import LoadedEncoder
@@ -93,11 +93,10 @@ class _FullRun:
         self._rate.step()
 
     def _logits(self, rows: Sequence[TokenRow], dropout: float) -> Tensor:
-        padded = pad_rows(rows, self._config.pad_token_id)
-        tensors = derive(self._config, self._state, max_tokens=padded.token_ids.shape[1])
-        hidden = run_pass(self._config, tensors, padded.token_ids, padded.mask, padded.type_ids)[-1]
-        weights = padded.mask.unsqueeze(-1).to(hidden.dtype)
-        mean = (hidden * weights).sum(1) / weights.sum(1)
+        packed = pack_rows(rows)
+        tensors = derive(self._config, self._state, max_tokens=max(packed.lengths))
+        hidden, mask = unpack(run_pass(self._config, tensors, packed)[-1], packed.lengths)
+        mean = hidden.sum(1) / mask.sum(1, keepdim=True)
         logits: Tensor = self._head(functional.dropout(mean, dropout))
         return logits
 

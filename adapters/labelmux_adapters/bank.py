@@ -15,6 +15,7 @@ from torch import Tensor
 from labelmux_adapters.files import Adapter
 from labelmux_adapters.ytuning import YTuningSizes, normalise_states
 from labelmux_adapters.ytuning_stack import YTuningStack
+from labelmux_encoder.batch import unpack
 
 _SMALLEST_LABEL_CAPACITY = 4
 
@@ -62,17 +63,17 @@ class Bank:
 
     @torch.no_grad()
     def readout(
-        self, features: Tensor, mask: Tensor, rows: Sequence[tuple[int, Slot]]
+        self, features: Tensor, lengths: Sequence[int], rows: Sequence[tuple[int, Slot]]
     ) -> list[NDArray[np.float32]]:
         """Uncalibrated logits, one array [K] per row, in the order of ``rows``.
 
         Args:
-            features: every layer's hidden states of the distinct texts, on the bank's device.
-                [L+1, B, T, H]
-            mask: True at real tokens. [B, T]
-            rows: index of the text into B, and the adapter that reads it.
+            features: every layer's hidden states of the distinct texts, one text's tokens after
+                the other's, on the bank's device. [L+1, N, H]
+            lengths: tokens of each text; N is their sum.
+            rows: index of the text, and the adapter that reads it.
         """
-        normalised, mask = normalise_states(features), mask.to(self._device)
+        normalised, mask = unpack(normalise_states(features), lengths)
         by_stack: dict[StackKey, list[int]] = {}
         for place, (_, slot) in enumerate(rows):
             by_stack.setdefault(slot.stack, []).append(place)

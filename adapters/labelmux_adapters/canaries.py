@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from labelmux_adapters.bank import Bank
 from labelmux_adapters.errors import CanaryMismatchError, ForeignEncoderError, SizeMisfitError
 from labelmux_adapters.files import Adapter
-from labelmux_encoder.batch import pad_rows
+from labelmux_encoder.batch import pack_rows
 from labelmux_encoder.model import FrozenEncoder
 from labelmux_encoder.tokenizer import TextInput
 from labelmux_encoder.weights import LoadedEncoder
@@ -64,6 +64,6 @@ def serve_logits(
     bank = Bank(loaded.encoder.device)
     slot = bank.add(adapter)
     tokens = loaded.tokenizer.clone().encode(texts, adapter.manifest.max_tokens)
-    batch = pad_rows(tokens, loaded.encoder.config.pad_token_id)
-    features = loaded.encoder(batch.token_ids, batch.mask, batch.type_ids)
-    return bank.readout(features, batch.mask, [(index, slot) for index in range(len(texts))])
+    batch = pack_rows(tokens)
+    wanted = [(index, slot) for index in range(len(texts))]
+    return bank.readout(loaded.encoder(batch), batch.lengths, wanted)

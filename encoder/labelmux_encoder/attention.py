@@ -9,11 +9,15 @@ product: no gather.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+_LENGTH_STEP_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,65 @@ def _log_bucket(distance: Tensor, buckets: int, max_distance: int) -> Tensor:
     scale = torch.log(torch.tensor((max_distance - 1) / middle))
     logarithmic = torch.ceil(torch.log(magnitude / middle) / scale * (middle - 1)) + middle
     return torch.where(magnitude <= middle, distance, logarithmic * distance.sign()).long()
+
+
+class LengthGroup(NamedTuple):
+    """Rows of near-equal length, attended together."""
+
+    #: Where the tokens of each row lie in the packed batch; padding repeats a row's last. [b, t]
+    places: Tensor
+    #: 0 at real keys, -inf at padding; None where nothing is padded. [b, 1, 1, t]
+    key_bias: Tensor | None
+    #: Where each token of the packed batch is among this group's tokens. [tokens of the group]
+    tokens: Tensor
+    #: Those tokens in the packed batch. [tokens of the group]
+    destinations: Tensor
+
+
+def group_by_length(lengths: Sequence[int], device: torch.device) -> list[LengthGroup]:
+    """Rows that differ in length by less than a step share a group."""
+    starts = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
+    members: dict[int, list[int]] = {}
+    for row, length in enumerate(lengths):
+        members.setdefault(-(-length // _LENGTH_STEP_TOKENS), []).append(row)
+    return [
+        _length_group(torch.tensor([lengths[row] for row in rows]), starts[rows], device)
+        for rows in members.values()
+    ]
+
+
+def _length_group(lengths: Tensor, starts: Tensor, device: torch.device) -> LengthGroup:
+    steps = torch.arange(int(lengths.max()))
+    places = starts[:, None] + torch.minimum(steps, lengths[:, None] - 1)
+    mask = steps < lengths[:, None]
+    bias = None
+    if not bool(mask.all()):
+        bias = torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
+        bias = bias[:, None, None].to(device)
+    tokens = mask.flatten().nonzero().squeeze(1)
+    return LengthGroup(places.to(device), bias, tokens.to(device), places[mask].to(device))
+
+
+def packed_attention(
+    qkv: Tensor, heads: int, tables: PositionTables, groups: Sequence[LengthGroup]
+) -> Tensor:
+    """Attention of each row over itself, in plain torch: any device, differentiable. [N, H]
+
+    Args:
+        qkv: queries (scaled already), keys and values side by side. [N, 3H]
+        heads: attention heads.
+        tables: the layer's position terms.
+        groups: every row, once.
+    """
+    context = qkv.new_zeros(qkv.shape[0], qkv.shape[1] // 3)
+    for group in groups:
+        parts = qkv[group.places].unflatten(-1, (3, heads, -1))  # [b, t, 3, heads, D]
+        query, key, value = (part.transpose(1, 2) for part in parts.unbind(2))
+        bias = None if group.key_bias is None else group.key_bias.to(qkv.dtype)
+        found = disentangled_attention(query, key, value, tables, bias)
+        found = found.transpose(1, 2).flatten(0, 1).flatten(1)  # [b * t, H]
+        context = context.index_copy(0, group.destinations, found[group.tokens])
+    return context
 
 
 def disentangled_attention(

@@ -1,34 +1,42 @@
-"""Token rows to the padded tensors that a pass reads."""
+"""Token rows to the tensors that a pass reads: one after another, without padding."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from labelmux_encoder.tokenizer import TokenRow
 
 
-class PaddedRows(NamedTuple):
-    """Rows of one batch, padded on the right to the longest."""
+class PackedRows(NamedTuple):
+    """The tokens of one batch's rows, row after row. N is the sum of ``lengths``."""
 
-    token_ids: Tensor  # [B, T] int64
-    mask: Tensor  # [B, T] bool, True at real tokens
-    type_ids: Tensor  # [B, T] int64
+    token_ids: Tensor  # [N] int64
+    type_ids: Tensor  # [N] int64
+    #: Tokens of each row, all above 0.
+    lengths: tuple[int, ...]
 
 
-def pad_rows(rows: Sequence[TokenRow], pad_token_id: int) -> PaddedRows:
-    """Pad ``rows`` to their longest. Never pads further, so padding depends on the batch alone."""
-    longest = max(len(row.token_ids) for row in rows)
-    token_ids = np.full((len(rows), longest), pad_token_id, dtype=np.int64)
-    type_ids = np.zeros((len(rows), longest), dtype=np.int64)
-    mask = np.zeros((len(rows), longest), dtype=np.bool_)
-    for index, row in enumerate(rows):
-        length = len(row.token_ids)
-        token_ids[index, :length] = row.token_ids
-        type_ids[index, :length] = row.type_ids
-        mask[index, :length] = True
-    return PaddedRows(*(torch.from_numpy(array) for array in (token_ids, mask, type_ids)))
+def pack_rows(rows: Sequence[TokenRow]) -> PackedRows:
+    """The batch of ``rows``, in their order."""
+    return PackedRows(
+        torch.tensor(list(chain.from_iterable(row.token_ids for row in rows)), dtype=torch.int64),
+        torch.tensor(list(chain.from_iterable(row.type_ids for row in rows)), dtype=torch.int64),
+        tuple(len(row.token_ids) for row in rows),
+    )
+
+
+def unpack(packed: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Rows padded with zeros to the longest, and a mask that is True at real tokens.
+
+    [..., N, H] -> [..., B, T, H], [B, T]
+    """
+    counts = torch.tensor(lengths, device=packed.device)
+    mask = torch.arange(max(lengths), device=packed.device) < counts.unsqueeze(1)
+    padded = packed.new_zeros(*packed.shape[:-2], *mask.shape, packed.shape[-1])
+    padded[..., mask, :] = packed
+    return padded, mask

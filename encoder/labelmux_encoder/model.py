@@ -9,14 +9,21 @@ them once, share one forward. ``FrozenEncoder`` is the serving form.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from labelmux_encoder.attention import PositionTables, disentangled_attention, relative_rows
+from labelmux_encoder.attention import (
+    LengthGroup,
+    PositionTables,
+    group_by_length,
+    packed_attention,
+    relative_rows,
+)
+from labelmux_encoder.batch import PackedRows, unpack
 from labelmux_encoder.config import EncoderConfig
 from labelmux_encoder.errors import InputTooLongError
 
@@ -163,16 +170,33 @@ def _affine(state: State, name: str) -> Affine:
     return Affine(state[f"{name}.weight"], state.get(f"{name}.bias"))
 
 
-def run_pass(
+def run_pass(config: EncoderConfig, tensors: EncoderTensors, rows: PackedRows) -> list[Tensor]:
+    """Hidden states of every layer, the embedding output first. L+1 of [N, H]
+
+    Raises:
+        InputTooLongError: a row is longer than the encoder's limit.
+    """
+    if max(rows.lengths) > config.max_tokens:
+        raise InputTooLongError(max(rows.lengths), config.max_tokens)
+    embedded = _embed(config, tensors, rows)
+    groups = group_by_length(rows.lengths, embedded.device)
+    states = [embedded]
+    for index, layer in enumerate(tensors.layers):
+        hidden = _run_layer(config, layer, states[-1], groups)
+        if index == 0 and tensors.convolution is not None:
+            hidden = _convolve(config, tensors, embedded, hidden, rows.lengths)
+        states.append(hidden)
+    return states
+
+
+def run_padded(
     config: EncoderConfig,
     tensors: EncoderTensors,
     token_ids: Tensor,
     mask: Tensor,
     type_ids: Tensor | None = None,
 ) -> list[Tensor]:
-    """Hidden states of every layer, the embedding output first. L+1 of [B, T, H]
-
-    Positions where ``mask`` is False hold finite values without meaning.
+    """``run_pass`` for a padded batch. L+1 of [B, T, H], zeros at padding
 
     Args:
         token_ids: [B, T]
@@ -180,50 +204,35 @@ def run_pass(
         type_ids: which text of a pair a token is from; zeros by default. [B, T]
 
     Raises:
-        InputTooLongError: T is above the encoder's limit.
+        InputTooLongError: as ``run_pass``.
     """
-    if token_ids.shape[1] > config.max_tokens:
-        raise InputTooLongError(token_ids.shape[1], config.max_tokens)
-    embedded = _embed(config, tensors, token_ids, mask, type_ids)
-    key_bias: Tensor | None = None
-    if not bool(mask.all()):
-        key_bias = torch.zeros(mask.shape, dtype=embedded.dtype, device=mask.device)
-        key_bias = key_bias.masked_fill(~mask, float("-inf"))[:, None, None, :]
-    states = [embedded]
-    for index, layer in enumerate(tensors.layers):
-        hidden = _run_layer(config, layer, states[-1], key_bias)
-        if index == 0 and tensors.convolution is not None:
-            hidden = _convolve(config, tensors, embedded, hidden, mask)
-        states.append(hidden)
-    return states
+    ids = token_ids[mask]
+    types = torch.zeros_like(ids) if type_ids is None else type_ids[mask]
+    rows = PackedRows(ids, types, tuple(mask.sum(1).tolist()))
+    padding = (0, 0, 0, token_ids.shape[1] - max(rows.lengths))
+    return [
+        functional.pad(unpack(state, rows.lengths)[0], padding)
+        for state in run_pass(config, tensors, rows)
+    ]
 
 
-def _embed(
-    config: EncoderConfig,
-    tensors: EncoderTensors,
-    token_ids: Tensor,
-    mask: Tensor,
-    type_ids: Tensor | None,
-) -> Tensor:
-    embedded = functional.embedding(token_ids, tensors.words)
+def _embed(config: EncoderConfig, tensors: EncoderTensors, rows: PackedRows) -> Tensor:
+    embedded = functional.embedding(rows.token_ids, tensors.words)
     if tensors.positions is not None:
-        embedded = embedded + tensors.positions[: token_ids.shape[1]]
+        places = torch.cat([torch.arange(length) for length in rows.lengths])
+        embedded = embedded + tensors.positions[places.to(embedded.device)]
     if tensors.types is not None:
-        types = torch.zeros_like(token_ids) if type_ids is None else type_ids
-        embedded = embedded + functional.embedding(types, tensors.types)
+        embedded = embedded + functional.embedding(rows.type_ids, tensors.types)
     if tensors.embed_proj is not None:
         embedded = functional.linear(embedded, tensors.embed_proj)
-    return _normalise(config, embedded, tensors.embed_norm) * mask.unsqueeze(-1)
+    return _normalise(config, embedded, tensors.embed_norm)
 
 
 def _run_layer(
-    config: EncoderConfig, layer: LayerTensors, hidden: Tensor, key_bias: Tensor | None
+    config: EncoderConfig, layer: LayerTensors, hidden: Tensor, groups: Sequence[LengthGroup]
 ) -> Tensor:
-    qkv = functional.linear(hidden, layer.qkv.weight, layer.qkv.bias)  # [B, T, 3H]
-    qkv = qkv.unflatten(-1, (3, config.num_heads, config.head_size))
-    query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))  # [B, heads, T, D]
-    context = disentangled_attention(query, key, value, layer.positions, key_bias)
-    context = context.transpose(1, 2).flatten(2)  # [B, T, H]
+    qkv = functional.linear(hidden, layer.qkv.weight, layer.qkv.bias)  # [N, 3H]
+    context = packed_attention(qkv, config.num_heads, layer.positions, groups)  # [N, H]
     attended = functional.linear(context, layer.attention_out.weight, layer.attention_out.bias)
     attended = _normalise(config, attended + hidden, layer.attention_norm)
     inner = functional.linear(attended, layer.ffn_in.weight, layer.ffn_in.bias)
@@ -233,19 +242,24 @@ def _run_layer(
 
 
 def _convolve(
-    config: EncoderConfig, tensors: EncoderTensors, embedded: Tensor, hidden: Tensor, mask: Tensor
+    config: EncoderConfig,
+    tensors: EncoderTensors,
+    embedded: Tensor,
+    hidden: Tensor,
+    lengths: Sequence[int],
 ) -> Tensor:
     """The convolution of v2-xlarge and v2-xxlarge: over the embeddings, added to layer 0."""
     assert tensors.convolution is not None and tensors.convolution_norm is not None
+    padded, mask = unpack(embedded, lengths)
     convolved = functional.conv1d(
-        embedded.transpose(1, 2),
+        padded.transpose(1, 2),
         tensors.convolution.weight,
         tensors.convolution.bias,
         padding=config.conv_kernel_size // 2,
         groups=config.conv_groups,
     ).transpose(1, 2)
-    convolved = _ACTIVATIONS[config.conv_act](convolved * mask.unsqueeze(-1))
-    return _normalise(config, hidden + convolved, tensors.convolution_norm) * mask.unsqueeze(-1)
+    convolved = _ACTIVATIONS[config.conv_act](convolved[mask])
+    return _normalise(config, hidden + convolved, tensors.convolution_norm)
 
 
 def _normalise(config: EncoderConfig, x: Tensor, affine: Affine) -> Tensor:
@@ -273,11 +287,12 @@ class FrozenEncoder:
             self._tensors = derive(config, resident)
 
     @torch.inference_mode()
-    def __call__(self, token_ids: Tensor, mask: Tensor, type_ids: Tensor | None = None) -> Tensor:
-        """Features of a padded batch, every layer's, on the encoder's device. [L+1, B, T, H]
+    def __call__(self, rows: PackedRows) -> Tensor:
+        """Features of a batch, every layer's, on the encoder's device. [L+1, N, H]
 
-        See ``run_pass`` for the arguments and errors; they may be on any device.
+        See ``run_pass`` for the errors; the rows may be on any device.
         """
-        token_ids, mask = token_ids.to(self.device), mask.to(self.device)
-        type_ids = None if type_ids is None else type_ids.to(self.device)
-        return torch.stack(run_pass(self.config, self._tensors, token_ids, mask, type_ids))
+        rows = PackedRows(
+            rows.token_ids.to(self.device), rows.type_ids.to(self.device), rows.lengths
+        )
+        return torch.stack(run_pass(self.config, self._tensors, rows))

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from labelmux_adapters.bank import Bank
-from labelmux_encoder.batch import pad_rows
+from labelmux_encoder.batch import pack_rows
 from labelmux_encoder.tokenizer import TokenRow
 from labelmux_encoder.weights import LoadedEncoder
 from labelmux_server.batcher import Batch, Batcher
@@ -77,22 +77,20 @@ class Replica:
     @torch.inference_mode()
     def _answer(self, batch: Batch) -> list[list[NDArray[np.float32]]]:
         """Logits for every reader of every row."""
-        padded = pad_rows(
-            [TokenRow(row.token_ids, row.type_ids, truncated=False) for row in batch.rows],
-            self._loaded.encoder.config.pad_token_id,
+        rows = pack_rows(
+            [TokenRow(row.token_ids, row.type_ids, truncated=False) for row in batch.rows]
         )
-        features = self._loaded.encoder(padded.token_ids, padded.mask, padded.type_ids)
+        features = self._loaded.encoder(rows)
         wanted = [
             (index, submission.rows[place].slot)
             for index, row in enumerate(batch.rows)
             for submission, place in row.readers
         ]
-        logits = iter(self._bank.readout(features, padded.mask, wanted))
+        logits = iter(self._bank.readout(features, rows.lengths, wanted))
         return [[next(logits) for _ in row.readers] for row in batch.rows]
 
     def _warm_up(self) -> None:
         """The first passes of a process are slow; let no request be one of them."""
         tokens = self._loaded.tokenizer.clone().encode(["warm up"], 16)[0]
         for rows in (1, 8):
-            padded = pad_rows([tokens] * rows, self._loaded.encoder.config.pad_token_id)
-            self._loaded.encoder(padded.token_ids, padded.mask, padded.type_ids)
+            self._loaded.encoder(pack_rows([tokens] * rows))

@@ -13,29 +13,30 @@ from numpy.typing import NDArray
 from labelmux_adapters.bank import Bank, Slot
 from labelmux_adapters.files import Adapter
 from labelmux_adapters.ytuning import YTuningSizes, from_tensors
+from labelmux_encoder.batch import unpack
 
 TOLERANCE = 1e-4
 BATCH_TOLERANCE = 1e-5
 MakeAdapter = Callable[..., Adapter]
 
 
-def texts(count: int = 6, tokens: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    features = torch.randn(3, count, tokens, 32, generator=generator)
-    lengths = torch.tensor([tokens, 4, 1, 7, tokens, 2])[:count]
-    return features, torch.arange(tokens)[None] < lengths[:, None]
+LENGTHS = (9, 4, 1, 7, 9, 2)
 
 
-def plain(adapter: Adapter, features: torch.Tensor, mask: torch.Tensor) -> NDArray[np.float32]:
+def texts() -> torch.Tensor:
+    return torch.randn(3, sum(LENGTHS), 32, generator=torch.Generator().manual_seed(2))
+
+
+def plain(adapter: Adapter, features: torch.Tensor) -> NDArray[np.float32]:
     sizes = YTuningSizes.from_mapping(adapter.manifest.sizes)
     module = from_tensors(sizes, len(adapter.manifest.labels), adapter.tensors)
     with torch.no_grad():
-        return module(features, mask).numpy()
+        return module(*unpack(features, LENGTHS)).numpy()
 
 
 def test_a_mixed_batch_equals_the_plain_modules(make_adapter: MakeAdapter) -> None:
     bank = Bank()
-    features, mask = texts()
+    features = texts()
     adapters = [
         make_adapter(tuple(f"l{i}" for i in range(count)), seed=seed, width=width)
         for seed, (count, width) in enumerate(
@@ -43,11 +44,11 @@ def test_a_mixed_batch_equals_the_plain_modules(make_adapter: MakeAdapter) -> No
         )
     ]
     slots = [bank.add(adapter) for adapter in adapters]
-    expected = [plain(adapter, features, mask) for adapter in adapters]
+    expected = [plain(adapter, features) for adapter in adapters]
     chooser = random.Random(1)
     for rows_wanted in (1, 3, 40, 200):
         chosen = [(chooser.randrange(6), chooser.randrange(10)) for _ in range(rows_wanted)]
-        found = bank.readout(features, mask, [(text, slots[which]) for text, which in chosen])
+        found = bank.readout(features, LENGTHS, [(text, slots[which]) for text, which in chosen])
         for (text, which), logits in zip(chosen, found, strict=True):
             assert logits.shape == expected[which][text].shape
             assert np.abs(logits - expected[which][text]).max() < TOLERANCE
@@ -55,11 +56,11 @@ def test_a_mixed_batch_equals_the_plain_modules(make_adapter: MakeAdapter) -> No
 
 def test_a_row_does_not_depend_on_its_neighbours(make_adapter: MakeAdapter) -> None:
     bank = Bank()
-    features, mask = texts()
+    features = texts()
     slots = [bank.add(make_adapter(("a", "b", "c"), seed=seed)) for seed in range(4)]
-    (alone,) = bank.readout(features[:, 1:2, :4], mask[1:2, :4], [(0, slots[2])])
+    (alone,) = bank.readout(features[:, 9:13], [4], [(0, slots[2])])
     crowd = [(text, slot) for text in range(6) for slot in slots] * 3
-    found = bank.readout(features, mask, crowd)
+    found = bank.readout(features, LENGTHS, crowd)
     same = [logits for row, logits in zip(crowd, found, strict=True) if row == (1, slots[2])]
     assert len(same) == 3
     for logits in same:
@@ -68,19 +69,19 @@ def test_a_row_does_not_depend_on_its_neighbours(make_adapter: MakeAdapter) -> N
 
 def test_one_task_far_more_often_than_the_others_is_right(make_adapter: MakeAdapter) -> None:
     bank = Bank()
-    features, mask = texts()
+    features = texts()
     adapters = [make_adapter(seed=seed) for seed in range(5)]
     slots = [bank.add(adapter) for adapter in adapters]
     chosen = [(row % 6, 0) for row in range(50)] + [(row, row) for row in range(1, 5)]
-    found = bank.readout(features, mask, [(text, slots[which]) for text, which in chosen])
+    found = bank.readout(features, LENGTHS, [(text, slots[which]) for text, which in chosen])
     for (text, which), logits in zip(chosen, found, strict=True):
-        expected = plain(adapters[which], features, mask)[text]
+        expected = plain(adapters[which], features)[text]
         assert np.abs(logits - expected).max() < TOLERANCE
 
 
 def test_a_slot_given_back_serves_the_next_adapter(make_adapter: MakeAdapter) -> None:
     bank = Bank()
-    features, mask = texts()
+    features = texts()
     kept = make_adapter(seed=100)
     kept_slot = bank.add(kept)
     places: set[Slot] = set()
@@ -88,19 +89,19 @@ def test_a_slot_given_back_serves_the_next_adapter(make_adapter: MakeAdapter) ->
         adapter = make_adapter(seed=seed)
         slot = bank.add(adapter)
         places.add(slot)
-        found = bank.readout(features, mask, [(3, slot), (3, kept_slot)])
-        assert np.abs(found[0] - plain(adapter, features, mask)[3]).max() < TOLERANCE
-        assert np.abs(found[1] - plain(kept, features, mask)[3]).max() < TOLERANCE
+        found = bank.readout(features, LENGTHS, [(3, slot), (3, kept_slot)])
+        assert np.abs(found[0] - plain(adapter, features)[3]).max() < TOLERANCE
+        assert np.abs(found[1] - plain(kept, features)[3]).max() < TOLERANCE
         bank.remove(slot)
     assert len(places) == 1
 
 
 def test_adding_while_reading_changes_no_answer(make_adapter: MakeAdapter) -> None:
     bank = Bank()
-    features, mask = texts()
+    features = texts()
     adapter = make_adapter(("a", "b"), seed=1)
     slot = bank.add(adapter)
-    expected = plain(adapter, features, mask)
+    expected = plain(adapter, features)
     others = [make_adapter(("a", "b"), seed=seed) for seed in range(2, 12)]
     stop = threading.Event()
 
@@ -113,7 +114,7 @@ def test_adding_while_reading_changes_no_answer(make_adapter: MakeAdapter) -> No
     thread.start()
     try:
         for _ in range(100):
-            found = bank.readout(features, mask, [(text, slot) for text in range(6)])
+            found = bank.readout(features, LENGTHS, [(text, slot) for text in range(6)])
             for text in range(6):
                 assert np.abs(found[text] - expected[text]).max() < TOLERANCE
     finally:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import DebertaV2Config, DebertaV2Model
 
-from labelmux_encoder.batch import pad_rows
+from labelmux_encoder.batch import PackedRows, pack_rows, unpack
 from labelmux_encoder.config import EncoderConfig
 from labelmux_encoder.errors import InputTooLongError
-from labelmux_encoder.model import derive, run_pass
+from labelmux_encoder.model import derive, run_padded
 from labelmux_encoder.tokenizer import TokenRow
 from labelmux_encoder.weights import LoadedEncoder, bundled_folder, load_encoder, read_checkpoint
 
@@ -90,7 +90,7 @@ def test_all_hidden_states_equal_transformers(name: str) -> None:
                 token_type_ids=types,
                 output_hidden_states=True,
             ).hidden_states
-            ours = run_pass(config, tensors, ids, mask, types)
+            ours = run_padded(config, tensors, ids, mask, types)
         assert len(ours) == len(theirs) == config.num_layers + 1
         for state, reference in zip(ours, theirs, strict=True):
             difference = (state - reference)[mask].abs().max().item()
@@ -109,7 +109,7 @@ def test_the_bundled_encoder_equals_transformers() -> None:
             theirs = model(
                 input_ids=ids, attention_mask=mask.long(), output_hidden_states=True
             ).hidden_states
-            ours = run_pass(config, tensors, ids, mask)
+            ours = run_padded(config, tensors, ids, mask)
         for found, reference in zip(ours, theirs, strict=True):
             assert (found - reference)[mask].abs().max().item() < PARITY_TOLERANCE
 
@@ -122,7 +122,7 @@ def test_a_row_alone_equals_the_row_in_any_batch(name: str) -> None:
     rows = [torch.randint(1, config.vocab_size, (length,)) for length in lengths]
     with torch.no_grad():
         alone = [
-            run_pass(config, tensors, row[None], torch.ones(1, len(row), dtype=torch.bool))
+            run_padded(config, tensors, row[None], torch.ones(1, len(row), dtype=torch.bool))
             for row in rows
         ]
         for order in ((0, 1, 2, 3, 4, 5), (5, 2, 2, 0), (3, 1)):
@@ -130,7 +130,7 @@ def test_a_row_alone_equals_the_row_in_any_batch(name: str) -> None:
             mask = torch.arange(padded.shape[1])[None] < torch.tensor(
                 [lengths[i] for i in order]
             ).unsqueeze(1)
-            together = run_pass(config, tensors, padded, mask)
+            together = run_padded(config, tensors, padded, mask)
             for place, index in enumerate(order):
                 for layer, state in enumerate(together):
                     found = state[place, : lengths[index]]
@@ -142,22 +142,19 @@ def test_the_bundled_row_alone_equals_the_row_in_a_batch() -> None:
     loaded = load_encoder("bundled")
     texts = ["short", "a text of middling length, with a comma", "long " * 200]
     rows = loaded.tokenizer.encode(texts, 512)
-    batch = pad_rows(rows, loaded.encoder.config.pad_token_id)
-    together = loaded.encoder(batch.token_ids, batch.mask)
-    for index, row in enumerate(rows):
-        single = pad_rows([row], loaded.encoder.config.pad_token_id)
-        alone = loaded.encoder(single.token_ids, single.mask)
-        length = len(row.token_ids)
-        difference = (together[:, index, :length] - alone[:, 0]).abs().max().item()
-        assert difference < BATCH_TOLERANCE
+    batch = pack_rows(rows)
+    together = loaded.encoder(batch).split(batch.lengths, dim=1)
+    for row, found in zip(rows, together, strict=True):
+        alone = loaded.encoder(pack_rows([row]))
+        assert (found - alone).abs().max().item() < BATCH_TOLERANCE
 
 
 def test_derived_constants_are_differentiable_and_equal_for_any_longest_row() -> None:
     model, config = stock(VARIANTS["own-position-projections"])
     state = {name: t.detach().clone().requires_grad_() for name, t in model.state_dict().items()}
     ids, mask = random_batch(2, 20, config.vocab_size)
-    short = run_pass(config, derive(config, state, max_tokens=20), ids, mask)[-1]
-    full = run_pass(config, derive(config, state), ids, mask)[-1]
+    short = run_padded(config, derive(config, state, max_tokens=20), ids, mask)[-1]
+    full = run_padded(config, derive(config, state), ids, mask)[-1]
     assert torch.equal(short[mask], full[mask])
     short[mask].square().sum().backward()
     for name, tensor in state.items():
@@ -166,21 +163,23 @@ def test_derived_constants_are_differentiable_and_equal_for_any_longest_row() ->
 
 
 def test_features_of_the_frozen_encoder_carry_no_gradient(tiny_encoder: LoadedEncoder) -> None:
-    batch = pad_rows([TokenRow((2, 9, 3), (0, 0, 0), False)], 0)
-    features = tiny_encoder.encoder(batch.token_ids, batch.mask, batch.type_ids)
-    assert features.shape == (3, 1, 3, 32)
+    features = tiny_encoder.encoder(pack_rows([TokenRow((2, 9, 3), (0, 0, 0), False)]))
+    assert features.shape == (3, 3, 32)
     assert not features.requires_grad
 
 
 def test_a_row_longer_than_the_encoder_is_refused(tiny_encoder: LoadedEncoder) -> None:
-    ids = torch.ones(1, 65, dtype=torch.long)
+    ids = torch.ones(67, dtype=torch.long)
     with pytest.raises(InputTooLongError, match=r"65 tokens.* at most 64"):
-        tiny_encoder.encoder(ids, ids.bool())
+        tiny_encoder.encoder(PackedRows(ids, ids, (2, 65)))
 
 
-def test_padding_ends_at_the_longest_row() -> None:
+def test_packed_rows_follow_each_other_and_unpack_to_the_longest() -> None:
     rows = [TokenRow((5, 6, 7), (0, 0, 1), False), TokenRow((8,), (0,), False)]
-    batch = pad_rows(rows, pad_token_id=4)
-    assert batch.token_ids.tolist() == [[5, 6, 7], [8, 4, 4]]
-    assert batch.mask.tolist() == [[True, True, True], [True, False, False]]
-    assert batch.type_ids.tolist() == [[0, 0, 1], [0, 0, 0]]
+    batch = pack_rows(rows)
+    assert batch.token_ids.tolist() == [5, 6, 7, 8]
+    assert batch.type_ids.tolist() == [0, 0, 1, 0]
+    assert batch.lengths == (3, 1)
+    padded, mask = unpack(batch.token_ids[None, :, None].float(), batch.lengths)
+    assert padded[0, :, :, 0].tolist() == [[5, 6, 7], [8, 0, 0]]
+    assert mask.tolist() == [[True, True, True], [True, False, False]]

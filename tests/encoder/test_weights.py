@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from labelmux_encoder.batch import pad_rows
+from labelmux_encoder.batch import pack_rows
 from labelmux_encoder.errors import CheckpointError, UnsupportedEncoderError
 from labelmux_encoder.storage import INT8_ROWS, pack_int8_rows, unpack_int8_rows
 from labelmux_encoder.tokenizer import Tokenizer
@@ -71,8 +71,8 @@ def test_every_weight_format_gives_one_encoder(
     convert(folder)
     loaded = load_encoder(str(folder))
     assert loaded.encoder.fingerprint == tiny_encoder.encoder.fingerprint
-    rows = pad_rows(tiny_encoder.tokenizer.encode(["the train", "a good film"], 64), 0)
-    ours, theirs = (e.encoder(rows.token_ids, rows.mask) for e in (loaded, tiny_encoder))
+    rows = pack_rows(tiny_encoder.tokenizer.encode(["the train", "a good film"], 64))
+    ours, theirs = (e.encoder(rows) for e in (loaded, tiny_encoder))
     assert torch.equal(ours, theirs)
 
 
@@ -104,10 +104,8 @@ def test_a_folder_as_published_loads_and_equals_its_modern_form(
     assert published.encoder.fingerprint == modern.encoder.fingerprint
     texts = ["the quick brown fox", ("many tasks", "at once [SEP] here")]
     assert published.tokenizer.encode(texts, 32) == modern.tokenizer.encode(texts, 32)
-    rows = pad_rows(published.tokenizer.encode(texts, 32), 0)
-    assert torch.equal(
-        published.encoder(rows.token_ids, rows.mask), modern.encoder(rows.token_ids, rows.mask)
-    )
+    rows = pack_rows(published.tokenizer.encode(texts, 32))
+    assert torch.equal(published.encoder(rows), modern.encoder(rows))
 
 
 def test_a_bin_is_converted_once_and_again_when_it_changes(

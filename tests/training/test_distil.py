@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertModel
 
 from labelmux_encoder.config import EncoderConfig
-from labelmux_encoder.model import derive, run_pass
+from labelmux_encoder.model import derive, run_padded
 from labelmux_encoder.weights import load_encoder
 from labelmux_training.bundle import write_bundle
 from labelmux_training.corpus import LONG_TOKENS, SHORT_TOKENS, Corpus, read_lines
@@ -57,7 +57,7 @@ def test_without_position_terms_the_start_equals_the_teacher(teacher: Path) -> N
         theirs = bert(
             input_ids=ids, attention_mask=mask.long(), output_hidden_states=True
         ).hidden_states
-        ours = run_pass(config, derive(config, state), ids, mask)
+        ours = run_padded(config, derive(config, state), ids, mask)
     for found, expected in zip(ours, theirs, strict=True):
         assert (found - expected)[mask].abs().max().item() < TOLERANCE
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from labelmux_encoder.batch import pad_rows
+from labelmux_encoder.batch import PackedRows, pack_rows, unpack
 from labelmux_encoder.weights import LoadedEncoder
 from labelmux_training import features as module
 from labelmux_training.errors import CacheSpaceError
@@ -36,10 +36,10 @@ class CountingEncoder:
         self.passes = 0
         self.before_pass: Callable[[], None] = lambda: None
 
-    def __call__(self, *arguments: torch.Tensor) -> torch.Tensor:
+    def __call__(self, rows: PackedRows) -> torch.Tensor:
         self.before_pass()
         self.passes += 1
-        return self._encoder(*arguments)
+        return self._encoder(rows)
 
 
 @pytest.fixture
@@ -52,9 +52,9 @@ def test_a_batch_is_what_the_encoder_gives(tiny_encoder: LoadedEncoder, tmp_path
     rows = [2, 0, 3]
     found, mask = features.batch(rows)
     tokens = tiny_encoder.tokenizer.encode([TEXTS[row] for row in rows], 64)
-    padded = pad_rows(tokens, 0)
-    expected = tiny_encoder.encoder(*padded)
-    assert torch.equal(mask, padded.mask)
+    packed = pack_rows(tokens)
+    expected, expected_mask = unpack(tiny_encoder.encoder(packed), packed.lengths)
+    assert torch.equal(mask, expected_mask)
     assert found.shape == expected.shape
     torch.testing.assert_close(found[:, mask], expected[:, mask], atol=5e-3, rtol=FP16_TOLERANCE)
     means = torch.stack([row[kept].mean(0) for row, kept in zip(found[-1], mask, strict=True)])

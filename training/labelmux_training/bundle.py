@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from labelmux_encoder.config import EncoderConfig
-from labelmux_encoder.model import derive, run_pass
+from labelmux_encoder.model import derive, run_padded
 from labelmux_encoder.storage import INT8_ROWS, pack_int8_rows, unpack_int8_rows
 from labelmux_training.corpus import Batch, Corpus, pad
 from labelmux_training.distil import Teacher, cosines, pooled
@@ -75,7 +75,7 @@ class Judge:
         tensors = derive(self._config, state)
 
         def student(batch: Batch) -> Tensor:
-            return run_pass(self._config, tensors, batch.token_ids, batch.mask)[-1]
+            return run_padded(self._config, tensors, batch.token_ids, batch.mask)[-1]
 
         def teacher(batch: Batch) -> Tensor:
             return self._teacher(batch)[-1]

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from labelmux_encoder.config import EncoderConfig
-from labelmux_encoder.model import derive, run_pass
+from labelmux_encoder.model import derive, run_padded
 from labelmux_training.corpus import Batch, Corpus, read_lines
 from labelmux_training.run_folder import RunFolder
 from labelmux_training.student import student_config, warm_start
@@ -84,7 +84,7 @@ def cosines(
     for name, group in batches.items():
         token, whole = [], []
         for batch in group:
-            ours = run_pass(config, tensors, batch.token_ids, batch.mask)[-1]
+            ours = run_padded(config, tensors, batch.token_ids, batch.mask)[-1]
             theirs = teacher(batch)[-1]
             token.append(functional.cosine_similarity(ours, theirs, dim=-1)[batch.mask])
             whole.append(
@@ -199,7 +199,7 @@ class Distillation:
         self._set_learning_rate()
         target = self._teacher(batch)
         tensors = derive(self.config, self.state, max_tokens=batch.token_ids.shape[1])
-        student = run_pass(self.config, tensors, batch.token_ids, batch.mask)
+        student = run_padded(self.config, tensors, batch.token_ids, batch.mask)
         loss = distillation_loss(student, target, batch.mask)
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from labelmux_adapters.ytuning import normalise_states
-from labelmux_encoder.batch import pad_rows
+from labelmux_encoder.batch import pack_rows
 from labelmux_encoder.tokenizer import TextInput, TokenRow
 from labelmux_encoder.weights import LoadedEncoder
 from labelmux_training.errors import CacheSpaceError
@@ -86,6 +86,11 @@ class Features:
         gathered = self.values[tokens.flatten()].float()
         features = gathered.view(*mask.shape, self.states, -1).permute(2, 0, 1, 3)
         return features, mask
+
+    def packed(self, rows: Indices) -> Tensor:
+        """The same, one text's tokens after the other's, as the bank reads them. [L+1, N, H]"""
+        features, mask = self.batch(rows)
+        return features[:, mask]
 
     def means(self) -> Tensor:
         """Mean of the last state over each text's real tokens. [rows, H]"""
@@ -230,10 +235,9 @@ def _compute(
     )
     progress.start(stage, total=shape[0], unit="tokens")
     for batch in by_length(lengths, PASS_TOKENS):
-        padded = pad_rows([rows[index] for index in batch], config.pad_token_id)
-        features = loaded.encoder(padded.token_ids, padded.mask, padded.type_ids)
-        features = features.permute(1, 2, 0, 3).flatten(2).clamp(-_LARGEST_FP16, _LARGEST_FP16)
-        packed = features[padded.mask].half().cpu().numpy()  # [tokens of the batch, (L+1) * H]
+        features = loaded.encoder(pack_rows([rows[index] for index in batch]))
+        features = features.transpose(0, 1).flatten(1).clamp(-_LARGEST_FP16, _LARGEST_FP16)
+        packed = features.half().cpu().numpy()  # [tokens of the batch, (L+1) * H]
         ends = np.cumsum(lengths[batch])
         for index, part in zip(batch, np.split(packed, ends[:-1]), strict=True):
             values[starts[index] : starts[index] + lengths[index]] = part

@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from labelmux_adapters.ytuning import YTuning, YTuningSizes
 from labelmux_encoder.config import EncoderConfig
-from labelmux_encoder.model import derive, run_pass
+from labelmux_encoder.model import derive, run_padded
 from labelmux_training.corpus import Batch, Corpus, read_lines
 from labelmux_training.distil import HELD_OUT_LINES, Teacher, cosines, distillation_loss, pooled
 from labelmux_training.run_folder import RunFolder
@@ -227,7 +227,7 @@ class MultiTask:
 
         def encode(batch: Batch) -> list[Tensor]:
             with self._precision():
-                states = run_pass(self._config, tensors, batch.token_ids, batch.mask)
+                states = run_padded(self._config, tensors, batch.token_ids, batch.mask)
             return [each.float() for each in states]
 
         with self._precision():

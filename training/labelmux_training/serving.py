@@ -16,7 +16,7 @@ from torch import Tensor
 from labelmux_adapters.bank import Bank
 from labelmux_adapters.errors import ForeignEncoderError
 from labelmux_adapters.files import Adapter
-from labelmux_encoder.batch import pad_rows
+from labelmux_encoder.batch import pack_rows
 from labelmux_encoder.tokenizer import TextInput
 from labelmux_encoder.weights import LoadedEncoder
 from labelmux_training.features import Features, by_length
@@ -40,7 +40,7 @@ class Served:
 
 def serve_features(adapter: Adapter, features: Features) -> Logits:
     """Logits of all rows of cached features, in their order. [rows, K]"""
-    return _serve(adapter, features.lengths.numpy(), features.batch, NoProgress())
+    return _serve(adapter, features.lengths.numpy(), features.packed, NoProgress())
 
 
 def serve_texts(
@@ -58,11 +58,9 @@ def serve_texts(
     if expected != found:
         raise ForeignEncoderError(expected, found)
     rows = loaded.tokenizer.encode(texts, adapter.manifest.max_tokens)
-    pad = loaded.encoder.config.pad_token_id
 
-    def batch(indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        padded = pad_rows([rows[index] for index in indices], pad)
-        return loaded.encoder(padded.token_ids, padded.mask, padded.type_ids), padded.mask
+    def batch(indices: Sequence[int]) -> Tensor:
+        return loaded.encoder(pack_rows([rows[index] for index in indices]))
 
     progress = progress or NoProgress()
     progress.start("classify", total=len(texts), unit="rows")
@@ -75,15 +73,15 @@ def serve_texts(
 def _serve(
     adapter: Adapter,
     lengths: npt.NDArray[np.int64],
-    batch: Callable[[Sequence[int]], tuple[Tensor, Tensor]],
+    batch: Callable[[Sequence[int]], Tensor],
     progress: Progress,
 ) -> Logits:
     bank = Bank()
     slot = bank.add(adapter)
     logits = np.empty((len(lengths), len(adapter.manifest.labels)), dtype=np.float32)
     for rows in by_length(lengths, _BATCH_TOKENS, _BATCH_ROWS):
-        features, mask = batch(rows)
-        found = bank.readout(features, mask, [(place, slot) for place in range(len(rows))])
+        wanted = [(place, slot) for place in range(len(rows))]
+        found = bank.readout(batch(rows), lengths[rows].tolist(), wanted)
         logits[rows] = np.stack(found)
         progress.advance(len(rows))
     return logits
