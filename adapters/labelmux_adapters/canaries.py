@@ -15,7 +15,7 @@ from labelmux_adapters.bank import Bank
 from labelmux_adapters.errors import CanaryMismatchError, ForeignEncoderError, SizeMisfitError
 from labelmux_adapters.files import Adapter
 from labelmux_encoder.batch import pack_rows
-from labelmux_encoder.model import FrozenEncoder
+from labelmux_encoder.frozen import FrozenEncoder
 from labelmux_encoder.tokenizer import TextInput
 from labelmux_encoder.weights import LoadedEncoder
 

@@ -2,15 +2,16 @@
 
 ``derive`` turns a checkpoint's tensors into the constants that the pass reads: fused projections
 with the attention scale folded in, and position tables by distance. ``run_pass`` is a pure function
-of those constants, so training, which derives them anew at every step, and serving, which derives
-them once, share one forward. ``FrozenEncoder`` is the serving form.
+of those constants: training derives them anew at every step and gets gradients. It is also what the
+faster passes are held to (``labelmux_encoder.frozen``).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -170,6 +171,20 @@ def _affine(state: State, name: str) -> Affine:
     return Affine(state[f"{name}.weight"], state.get(f"{name}.bias"))
 
 
+def cast(tensors: EncoderTensors, dtype: torch.dtype) -> EncoderTensors:
+    """The same constants in another dtype."""
+    cast_tensors: EncoderTensors = _cast(tensors, dtype)
+    return cast_tensors
+
+
+def _cast(part: Any, dtype: torch.dtype) -> Any:
+    if part is None or isinstance(part, Tensor):
+        return part if part is None else part.to(dtype)
+    if isinstance(part, tuple):
+        return tuple(_cast(item, dtype) for item in part)
+    return replace(part, **{f.name: _cast(getattr(part, f.name), dtype) for f in fields(part)})
+
+
 def run_pass(config: EncoderConfig, tensors: EncoderTensors, rows: PackedRows) -> list[Tensor]:
     """Hidden states of every layer, the embedding output first. L+1 of [N, H]
 
@@ -178,7 +193,7 @@ def run_pass(config: EncoderConfig, tensors: EncoderTensors, rows: PackedRows) -
     """
     if max(rows.lengths) > config.max_tokens:
         raise InputTooLongError(max(rows.lengths), config.max_tokens)
-    embedded = _embed(config, tensors, rows)
+    embedded = embed(config, tensors, rows)
     groups = group_by_length(rows.lengths, embedded.device)
     states = [embedded]
     for index, layer in enumerate(tensors.layers):
@@ -216,7 +231,8 @@ def run_padded(
     ]
 
 
-def _embed(config: EncoderConfig, tensors: EncoderTensors, rows: PackedRows) -> Tensor:
+def embed(config: EncoderConfig, tensors: EncoderTensors, rows: PackedRows) -> Tensor:
+    """The embedding output, layer 0's input. [N, H]"""
     embedded = functional.embedding(rows.token_ids, tensors.words)
     if tensors.positions is not None:
         places = torch.cat([torch.arange(length) for length in rows.lengths])
@@ -266,33 +282,3 @@ def _normalise(config: EncoderConfig, x: Tensor, affine: Affine) -> Tensor:
     return functional.layer_norm(
         x, (x.shape[-1],), affine.weight, affine.bias, config.layer_norm_eps
     )
-
-
-class FrozenEncoder:
-    """An encoder ready to serve: constants derived, no gradients.
-
-    Not bound to a thread, but one pass at a time uses the device well.
-    """
-
-    def __init__(
-        self, config: EncoderConfig, state: State, fingerprint: str, device: str = "cpu"
-    ) -> None:
-        self.config = config
-        self.device = torch.device(device)
-        self.fingerprint = fingerprint
-        #: Values in the checkpoint, embeddings counted.
-        self.parameter_count = sum(tensor.numel() for tensor in state.values())
-        with torch.no_grad():
-            resident = {name: tensor.to(self.device) for name, tensor in state.items()}
-            self._tensors = derive(config, resident)
-
-    @torch.inference_mode()
-    def __call__(self, rows: PackedRows) -> Tensor:
-        """Features of a batch, every layer's, on the encoder's device. [L+1, N, H]
-
-        See ``run_pass`` for the errors; the rows may be on any device.
-        """
-        rows = PackedRows(
-            rows.token_ids.to(self.device), rows.type_ids.to(self.device), rows.lengths
-        )
-        return torch.stack(run_pass(self.config, self._tensors, rows))

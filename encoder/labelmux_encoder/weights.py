@@ -23,7 +23,7 @@ from torch import Tensor
 
 from labelmux_encoder.config import EncoderConfig
 from labelmux_encoder.errors import CheckpointError
-from labelmux_encoder.model import FrozenEncoder
+from labelmux_encoder.frozen import Dtype, FrozenEncoder
 from labelmux_encoder.storage import INT8_ROWS, unpack_int8_rows
 from labelmux_encoder.tokenizer import Tokenizer
 
@@ -46,13 +46,18 @@ class LoadedEncoder:
 
 
 def load_encoder(
-    source: str = BUNDLED, *, device: str = "cpu", cache_dir: Path | None = None
+    source: str = BUNDLED,
+    *,
+    device: str = "cpu",
+    dtype: Dtype = "float32",
+    cache_dir: Path | None = None,
 ) -> LoadedEncoder:
     """Load an encoder from ``bundled``, a folder in the Hugging Face layout, or a hub id.
 
     Args:
         source: what to load.
         device: where it runs, as torch names it; ``auto`` is a GPU if there is one.
+        dtype: what the pass computes in; ``auto`` takes the faster of the two if its features pass.
         cache_dir: where a converted ``.bin`` goes if its folder cannot be written to;
             ``~/.cache/labelmux`` by default.
 
@@ -70,7 +75,7 @@ def load_encoder(
     fingerprint = fingerprint_of(config, state, tokenizer)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return LoadedEncoder(name, FrozenEncoder(config, state, fingerprint, device), tokenizer)
+    return LoadedEncoder(name, FrozenEncoder(config, state, fingerprint, device, dtype), tokenizer)
 
 
 def read_checkpoint(source: str) -> tuple[EncoderConfig, dict[str, Tensor]]:

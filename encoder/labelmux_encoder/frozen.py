@@ -1,0 +1,152 @@
+"""An encoder ready to serve: constants derived, the fastest pass that this machine can trust.
+
+On a CPU that is ``CpuPass``, on anything else, or without its kernels, ``run_pass``. Neither a pass
+nor a dtype is taken on faith: at start it must give, on rows of several lengths, the features that
+``run_pass`` gives in fp32.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from labelmux_encoder import kernels
+from labelmux_encoder.batch import PackedRows
+from labelmux_encoder.config import EncoderConfig
+from labelmux_encoder.cpu_pass import CpuPass, supports
+from labelmux_encoder.model import EncoderTensors, State, cast, derive, run_pass
+
+#: ``auto`` is bfloat16 where this machine multiplies it faster, fp32 elsewhere.
+Dtype = Literal["auto", "float32", "bfloat16"]
+Pass = Callable[[PackedRows], Tensor]
+
+_log = logging.getLogger(__name__)
+
+#: Largest difference of a kernel's features from plain torch's, both fp32.
+FLOAT32_TOLERANCE = 1e-3
+#: Least cosine of a token's last features in bfloat16 and in fp32.
+BFLOAT16_COSINE = 0.99
+_TRIAL_LENGTHS = (3, 17, 40, 130)
+#: bfloat16 must be this much faster to be worth its rounding.
+_WORTHWHILE = 1.2
+
+
+class FrozenEncoder:
+    """Features of rows of tokens, without gradients.
+
+    Not bound to a thread, but one pass at a time uses the device well.
+    """
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        state: State,
+        fingerprint: str,
+        device: str = "cpu",
+        dtype: Dtype = "float32",
+    ) -> None:
+        self.config = config
+        self.device = torch.device(device)
+        self.fingerprint = fingerprint
+        #: Values in the checkpoint, embeddings counted.
+        self.parameter_count = sum(tensor.numel() for tensor in state.values())
+        with torch.inference_mode():
+            resident = {name: tensor.to(self.device) for name, tensor in state.items()}
+            self._pass, self.dtype = _choose(config, derive(config, resident), self.device, dtype)
+
+    @torch.inference_mode()
+    def __call__(self, rows: PackedRows) -> Tensor:
+        """Features of a batch, every layer's, on the encoder's device. [L+1, N, H]
+
+        The rows may be on any device.
+
+        Raises:
+            InputTooLongError: a row is longer than the encoder's limit.
+        """
+        return self._pass(
+            PackedRows(rows.token_ids.to(self.device), rows.type_ids.to(self.device), rows.lengths)
+        )
+
+
+def _choose(
+    config: EncoderConfig, tensors: EncoderTensors, device: torch.device, wanted: Dtype
+) -> tuple[Pass, torch.dtype]:
+    trial = _trial_rows(config, device)
+    plain = _plain_pass(config, tensors)
+    expected = plain(trial)
+    fused = _fused_pass(config, tensors, device, trial, expected)
+    fast = fused or plain
+    if wanted == "float32" or (wanted == "auto" and not _bfloat16_is_faster(config, device)):
+        return fast, torch.float32
+    short: Pass
+    if fused is not None and kernels.unit_of_this_machine() == "avx512_bf16":
+        short = CpuPass(config, tensors, torch.bfloat16)
+    else:
+        short = _plain_pass(config, cast(tensors, torch.bfloat16))
+    cosine = _least_cosine(short(trial)[-1], expected[-1])
+    if wanted == "bfloat16" or cosine >= BFLOAT16_COSINE:
+        return short, torch.bfloat16
+    _log.warning(
+        "bfloat16 features are at a cosine of %.4f to float32's, below %s: serving float32",
+        *(cosine, BFLOAT16_COSINE),
+    )
+    return fast, torch.float32
+
+
+def _plain_pass(config: EncoderConfig, tensors: EncoderTensors) -> Pass:
+    return lambda rows: torch.stack(run_pass(config, tensors, rows))
+
+
+def _fused_pass(
+    config: EncoderConfig,
+    tensors: EncoderTensors,
+    device: torch.device,
+    trial: PackedRows,
+    expected: Tensor,
+) -> Pass | None:
+    """The fp32 pass on kernels, if there is one and it gives what is expected."""
+    if device.type != "cpu" or not supports(config):
+        return None
+    fast = CpuPass(config, tensors, torch.float32)
+    difference = (fast(trial) - expected).abs().max().item()
+    if difference <= FLOAT32_TOLERANCE:
+        return fast
+    _log.warning(
+        "the CPU kernels differ by %.2e from plain torch on this machine: serving without them",
+        difference,
+    )
+    return None
+
+
+def _trial_rows(config: EncoderConfig, device: torch.device) -> PackedRows:
+    lengths = tuple(min(length, config.max_tokens) for length in _TRIAL_LENGTHS)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(config.vocab_size, (sum(lengths),), generator=generator)
+    return PackedRows(ids.to(device), torch.zeros_like(ids).to(device), lengths)
+
+
+def _least_cosine(found: Tensor, expected: Tensor) -> float:
+    cosines = torch.nn.functional.cosine_similarity(found.float(), expected.float(), dim=-1)
+    return cosines.min().item()
+
+
+def _bfloat16_is_faster(config: EncoderConfig, device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    seconds: dict[torch.dtype, float] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        left = torch.ones(256, config.hidden_size, dtype=dtype)
+        right = torch.ones(config.hidden_size, 4 * config.hidden_size, dtype=dtype)
+        seconds[dtype] = min(_time_product(left, right) for _ in range(8))
+    return seconds[torch.float32] > _WORTHWHILE * seconds[torch.bfloat16]
+
+
+def _time_product(left: Tensor, right: Tensor) -> float:
+    started = time.perf_counter()
+    left @ right
+    return time.perf_counter() - started

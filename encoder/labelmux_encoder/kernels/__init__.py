@@ -1,0 +1,115 @@
+"""Fused CPU kernels of the plain pass, compiled where the project is installed.
+
+``python -m labelmux_encoder.kernels`` compiles them, once per kind of vector unit; ``load`` takes
+the one for this machine. Without them (no compiler, or no such vector unit) the encoder gives the
+same features by plain torch, slower.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from labelmux_encoder.attention import PositionTables
+
+_FOLDER = Path(__file__).parent
+#: The kernels look this far beyond the longest row's distances: twice their largest block.
+_MARGIN = 256
+
+#: Vector units that have a build of their own, best first, and how the compiler is told.
+UNITS: dict[str, tuple[str, ...]] = {
+    "avx512_bf16": (
+        "-DCPU_CAPABILITY=AVX512",
+        "-DCPU_CAPABILITY_AVX512",
+        *("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mavx512bf16"),
+        *("-mavx2", "-mfma", "-mf16c"),
+    ),
+    "avx512": (
+        "-DCPU_CAPABILITY=AVX512",
+        "-DCPU_CAPABILITY_AVX512",
+        *("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mavx2", "-mfma", "-mf16c"),
+    ),
+    "avx2": ("-DCPU_CAPABILITY=AVX2", "-DCPU_CAPABILITY_AVX2", "-mavx2", "-mfma", "-mf16c"),
+}
+
+
+def library_path(unit: str) -> Path:
+    """Where the build for a vector unit lies; it carries torch's version, whose ABI it has."""
+    return _FOLDER / f"{unit}-torch{torch.__version__}.so"
+
+
+def unit_of_this_machine() -> str | None:
+    """The best vector unit that the kernels know; None if there is none."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability == "AVX512":
+        return "avx512_bf16" if torch.cpu._is_avx512_bf16_supported() else "avx512"
+    return "avx2" if capability == "AVX2" else None
+
+
+@functools.cache
+def load() -> bool:
+    """Make the operators of this machine's build available; False if there is no build."""
+    unit = unit_of_this_machine()
+    if unit is None or not library_path(unit).exists():
+        return False
+    torch.ops.load_library(str(library_path(unit)))
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class KernelTables:
+    """One layer's position terms as ``attention`` reads them; distance 0 lies at ``centre``."""
+
+    #: Distance falling; bfloat16 pairs of D side by side. [heads, D, width]
+    key: Tensor | None
+    #: Distance rising. [heads, width, D]
+    query: Tensor | None
+    centre: int
+
+    @classmethod
+    def of(cls, tables: PositionTables, dtype: torch.dtype) -> KernelTables:
+        """Lay the portable tables out anew."""
+        key, query = _widen(tables.key, dtype), _widen(tables.query, dtype)
+        rows = tables.key if tables.key is not None else tables.query
+        longest = 0 if rows is None else (rows.shape[1] + 1) // 2
+        if key is not None:
+            key = key.transpose(1, 2)
+            if dtype == torch.bfloat16:
+                pairs = key.unflatten(1, (-1, 2)).transpose(2, 3)  # [heads, D/2, width, 2]
+                key = pairs.reshape(key.shape)
+            key = key.contiguous()
+        return cls(key, query, longest - 1 + _MARGIN)
+
+
+def _widen(table: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if table is None:
+        return None
+    return functional.pad(table, (0, 0, _MARGIN, _MARGIN)).to(dtype).contiguous()
+
+
+def attention(
+    qkv: Tensor, lengths: Sequence[int], tables: KernelTables, heads: int, out: Tensor
+) -> None:
+    """Attention of each row over itself, into ``out``.
+
+    Args:
+        qkv: queries (scaled already), keys and values side by side, at least N rows. [M, 3H]
+        lengths: tokens of each row; they follow each other from the first row of ``qkv`` on.
+        tables: the layer's position terms, of the dtype of ``qkv``.
+        heads: attention heads.
+        out: contiguous; rows beyond the last token are left as they are. [M, H]
+    """
+    torch.ops.labelmux.attention(qkv, lengths, tables.key, tables.query, tables.centre, heads, out)
+
+
+def add_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, epsilon: float, out: Tensor
+) -> None:
+    """``LayerNorm(x + residual)`` into ``out``; weight and bias in fp32. [N, H]"""
+    torch.ops.labelmux.add_norm(x, residual, weight, bias, epsilon, out)

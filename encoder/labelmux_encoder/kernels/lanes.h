@@ -1,0 +1,110 @@
+// What the kernels need of a vector register: floats in and out of memory, and 2^x.
+#pragma once
+
+#include <ATen/cpu/vec/functional.h>
+#include <ATen/cpu/vec/vec.h>
+#include <c10/util/BFloat16.h>
+
+#include <algorithm>
+#include <type_traits>
+
+namespace labelmux {
+
+using at::BFloat16;
+using Floats = at::vec::Vectorized<float>;
+constexpr int64_t kLanes = Floats::size();
+
+inline Floats load(const float* from) { return Floats::loadu(from); }
+
+inline Floats load(const BFloat16* from) {
+  return std::get<0>(at::vec::convert_to_float<BFloat16>(
+      at::vec::Vectorized<BFloat16>::loadu(from, kLanes)));
+}
+
+inline void store(const Floats& values, float* to) { values.store(to); }
+
+inline void store(const Floats& values, BFloat16* to) {
+#if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512BF16__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                      reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values)));
+#else
+  at::vec::convert_from_float<BFloat16>(values, values).store(to, kLanes);
+#endif
+}
+
+template <typename T>
+void store(const Floats& values, T* to, int64_t count) {
+  if (count >= kLanes) return store(values, to);
+  T buffer[kLanes];
+  store(values, buffer);
+  std::copy(buffer, buffer + count, to);
+}
+
+// 2^x for x <= 0, to a relative 1.1e-7, or 1.1e-4 where the result becomes a bfloat16 anyhow.
+template <typename T>
+Floats exp2(const Floats& x) {
+#if defined(CPU_CAPABILITY_AVX512)
+  // Far enough down for a zero, and finite: minus infinity has no fraction.
+  const __m512 power = _mm512_max_ps(x, _mm512_set1_ps(-200.0f));
+  const __m512 whole = _mm512_roundscale_ps(power, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 part = _mm512_sub_ps(power, whole);
+  __m512 value;
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    value = _mm512_set1_ps(5.592203565e-02f);
+    value = _mm512_fmadd_ps(value, part, _mm512_set1_ps(2.426400828e-01f));
+    value = _mm512_fmadd_ps(value, part, _mm512_set1_ps(6.931210340e-01f));
+    value = _mm512_fmadd_ps(value, part, _mm512_set1_ps(9.999244815e-01f));
+  } else {
+    value = _mm512_set1_ps(1.340043217e-03f);
+    value = _mm512_fmadd_ps(value, part, _mm512_set1_ps(9.676037098e-03f));
+    value = _mm512_fmadd_ps(value, part, _mm512_set1_ps(5.550327214e-02f));
+    value = _mm512_fmadd_ps(value, part, _mm512_set1_ps(2.402210736e-01f));
+    value = _mm512_fmadd_ps(value, part, _mm512_set1_ps(6.931472067e-01f));
+    value = _mm512_fmadd_ps(value, part, _mm512_set1_ps(1.000000075e+00f));
+  }
+  return _mm512_scalef_ps(value, whole);
+#else
+  return (x * Floats(0.6931471805599453f)).exp();
+#endif
+}
+
+inline float sum_of(const Floats& values) {
+  return at::vec::vec_reduce_all<float>([](Floats& a, Floats& b) { return a + b; }, values);
+}
+
+inline float highest_of(const Floats& values) {
+  return at::vec::vec_reduce_all<float>([](Floats& a, Floats& b) { return at::vec::maximum(a, b); },
+                                        values);
+}
+
+// maximum without at::vec's care for NaN, which costs three instructions.
+inline Floats higher(const Floats& a, const Floats& b) {
+#if defined(CPU_CAPABILITY_AVX512)
+  return _mm512_max_ps(a, b);
+#else
+  return at::vec::maximum(a, b);
+#endif
+}
+
+// [rows, columns] to [columns, rows], 32-bit values.
+inline void transpose(const float* from, int64_t from_stride, int64_t rows, int64_t columns,
+                      float* to, int64_t to_stride) {
+  for (int64_t row = 0; row < rows; row += 16) {
+    const int64_t some_rows = std::min<int64_t>(16, rows - row);
+    for (int64_t column = 0; column < columns; column += 16) {
+      const int64_t some_columns = std::min<int64_t>(16, columns - column);
+      const float* block = from + row * from_stride + column;
+      float* out = to + column * to_stride + row;
+#if defined(CPU_CAPABILITY_AVX512)
+      at::vec::transpose_mxn<float>(block, from_stride, out, to_stride,
+                                    static_cast<int>(some_rows), static_cast<int>(some_columns));
+#else
+      for (int64_t r = 0; r < some_rows; ++r) {
+        for (int64_t c = 0; c < some_columns; ++c) out[c * to_stride + r] = block[r * from_stride + c];
+      }
+#endif
+    }
+  }
+}
+
+}  // namespace labelmux
