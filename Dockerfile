@@ -24,8 +24,14 @@ COPY adapters adapters
 COPY training training
 COPY server server
 COPY cli cli
+# The kernels are compiled here for every vector unit they know; the final image has no compiler.
+RUN if [ "$VARIANT" = cpu ]; then \
+        apt-get update && apt-get install -y --no-install-recommends g++ && \
+        rm -rf /var/lib/apt/lists/*; \
+    fi
 RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf \
     /opt/labelmux/bin/pip install -c constraints.txt --no-build-isolation ./clients/python . && \
+    /opt/labelmux/bin/python -m labelmux_encoder.kernels && \
     /opt/labelmux/bin/pip uninstall -y hatchling pip && \
     find /opt/labelmux -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -52,7 +52,9 @@ def serve(settings: Settings, announce: Announce | None = None) -> None:
     """
     logs.configure(settings.log_format, settings.log_level)
     with _bound(settings) as bound:
-        app = create_app(settings, load_encoder(settings.encoder, device=settings.device))
+        app = create_app(
+            settings, load_encoder(settings.encoder, device=settings.device, dtype=settings.dtype)
+        )
         server = _Server(app, settings, _url(settings, bound), announce or (lambda _: None))
         asyncio.run(_run(app, server, bound))
 

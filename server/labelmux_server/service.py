@@ -88,7 +88,9 @@ class Service:
         loop = asyncio.get_running_loop()
 
         def build() -> Service:
-            encoder = loaded or load_encoder(settings.encoder, device=settings.device)
+            encoder = loaded or load_encoder(
+                settings.encoder, device=settings.device, dtype=settings.dtype
+            )
             settings.check_encoder(encoder.encoder.config.max_tokens)
             with ExitStack() as undo:
                 store = Store(settings.state_dir)

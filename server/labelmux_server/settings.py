@@ -20,6 +20,7 @@ ENV_PREFIX = "LABELMUX_"
 
 AdminMode = Literal["open", "key", "off"]
 Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "float32", "bfloat16"]
 LogFormat = Literal["plain", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -61,6 +62,12 @@ class Settings:
     )
     device: Device = field(
         default="auto", metadata=_about("Where the encoder runs; auto is a GPU if there is one.")
+    )
+    dtype: Dtype = field(
+        default="auto",
+        metadata=_about(
+            "What the encoder computes in; auto is bfloat16 where that is faster and near enough."
+        ),
     )
     demo_dir: Path | None = field(
         default=None,

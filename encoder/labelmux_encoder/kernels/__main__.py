@@ -46,7 +46,7 @@ def _is_stale(library: Path) -> bool:
 
 
 def main(units: Sequence[str]) -> int:
-    """Build what is missing or older than its source. Without a compiler there is nothing to do, and it says so."""
+    """Build what is missing or older than its source; say so where nothing can be built."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None or platform.machine() not in ("x86_64", "AMD64"):
         what = "no C++ compiler" if compiler is None else f"no kernels for {platform.machine()}"

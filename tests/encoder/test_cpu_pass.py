@@ -1,0 +1,118 @@
+"""The pass on kernels gives what plain torch gives, whatever the lengths and whatever the batch."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from tests.encoder.test_model import VARIANTS, stock
+
+from labelmux_encoder import kernels
+from labelmux_encoder.batch import PackedRows
+from labelmux_encoder.config import EncoderConfig
+from labelmux_encoder.cpu_pass import CHUNK_TOKENS, CpuPass, chunks, rounded, supports
+from labelmux_encoder.model import EncoderTensors, derive, run_pass
+from labelmux_encoder.weights import read_checkpoint
+
+FLOAT32_TOLERANCE = 1e-4
+BFLOAT16_TOLERANCE = 0.05
+ROW_TOLERANCE = 1e-5
+BATCHES = ((1,), (2, 1), (16, 17), (5, 128, 31), (129, 3), (512, 1, 300, 128), (40,) * 60)
+
+needs_kernels = pytest.mark.skipif(not kernels.load(), reason="the kernels are not built here")
+
+
+def random_rows(config: EncoderConfig, lengths: tuple[int, ...]) -> PackedRows:
+    generator = torch.Generator().manual_seed(len(lengths))
+    tokens = sum(lengths)
+    ids = torch.randint(1, config.vocab_size, (tokens,), generator=generator)
+    types = torch.randint(0, 2, (tokens,), generator=generator)
+    return PackedRows(ids, types, lengths)
+
+
+def made(name: str) -> tuple[EncoderConfig, EncoderTensors]:
+    model, config = stock(VARIANTS[name])
+    with torch.no_grad():
+        return config, derive(config, model.state_dict())
+
+
+def test_the_kernels_are_built_where_there_is_a_compiler() -> None:
+    if shutil.which("g++") and kernels.unit_of_this_machine():
+        assert kernels.load(), "run python -m labelmux_encoder.kernels"
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", [name for name in VARIANTS if "convolution" not in name])
+def test_features_equal_plain_torch(name: str) -> None:
+    config, tensors = made(name)
+    assert supports(config)
+    fast = CpuPass(config, tensors, torch.float32)
+    for lengths in BATCHES:
+        rows = random_rows(config, lengths)
+        with torch.inference_mode():
+            expected = torch.stack(run_pass(config, tensors, rows))
+            assert (fast(rows) - expected).abs().max().item() < FLOAT32_TOLERANCE, lengths
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bundled_features_equal_plain_torch(dtype: torch.dtype) -> None:
+    if dtype == torch.bfloat16 and kernels.unit_of_this_machine() != "avx512_bf16":
+        pytest.skip("this machine has no bfloat16 products")
+    config, state = read_checkpoint("bundled")
+    tensors = derive(config, state)
+    fast = CpuPass(config, tensors, dtype)
+    tolerance = FLOAT32_TOLERANCE if dtype == torch.float32 else BFLOAT16_TOLERANCE
+    for lengths in BATCHES:
+        rows = random_rows(config, lengths)
+        with torch.inference_mode():
+            expected = torch.stack(run_pass(config, tensors, rows))
+            found = fast(rows).float()
+        relative = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+        assert relative.max().item() < tolerance, lengths
+
+
+@needs_kernels
+def test_a_row_alone_equals_the_row_in_any_batch() -> None:
+    config, tensors = made("v3")
+    fast = CpuPass(config, tensors, torch.float32)
+    rows = random_rows(config, (1, 2, 9, 33, 140, 300, 16, 128, 500, 129, 64))
+    split = list(zip(rows.token_ids.split(rows.lengths), rows.lengths, strict=True))
+    with torch.inference_mode():
+        together = fast(rows).split(rows.lengths, dim=1)
+        for (ids, length), found in zip(split, together, strict=True):
+            alone = fast(PackedRows(ids, torch.zeros_like(ids), (length,)))
+            assert (found - alone).abs().max().item() < ROW_TOLERANCE
+
+
+@needs_kernels
+def test_attention_leaves_rows_beyond_the_last_token_alone() -> None:
+    config, tensors = made("v3")
+    tables = kernels.KernelTables.of(tensors.layers[0].positions, torch.float32)
+    qkv = torch.full((32, 3 * config.hidden_size), float("nan"))
+    qkv[:5] = torch.randn(5, 3 * config.hidden_size)
+    out = torch.full((32, config.hidden_size), 7.0)
+    kernels.attention(qkv, [2, 3], tables, config.num_heads, out)
+    assert bool(out[:5].isfinite().all())
+    assert bool((out[5:] == 7.0).all())
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ((3, 4), [(0, (3, 4))]),
+        ((CHUNK_TOKENS,), [(0, (CHUNK_TOKENS,))]),
+        ((CHUNK_TOKENS - 1, 1, 1), [(0, (CHUNK_TOKENS - 1, 1)), (CHUNK_TOKENS, (1,))]),
+        ((CHUNK_TOKENS + 5, 2), [(0, (CHUNK_TOKENS + 5,)), (CHUNK_TOKENS + 5, (2,))]),
+    ],
+)
+def test_chunks_hold_whole_rows(lengths: tuple[int, ...], expected: list[Any]) -> None:
+    assert [(first, tuple(part)) for first, part in chunks(lengths)] == expected
+
+
+def test_sizes_are_few_and_never_below_the_tokens() -> None:
+    sizes = {rounded(tokens) for tokens in range(1, CHUNK_TOKENS + 1)}
+    assert len(sizes) <= 32
+    assert all(0 <= rounded(tokens) - tokens < 64 for tokens in range(1, CHUNK_TOKENS + 1))
