@@ -20,16 +20,17 @@ class Run:
     texts_per_s: float
     p50_ms: float = math.nan
     p99_ms: float = math.nan
-    answered: int = 0
-    refused: int = 0
+    #: Requests; nan in process, where there are none.
+    answered: float = math.nan
+    refused: float = math.nan
     #: Neither answered nor refused: wrong statuses and broken connections.
-    failed: int = 0
+    failed: float = math.nan
     #: How quickly a refusal came.
     refusal_p99_ms: float = math.nan
     #: How late the client sent, in an open loop.
     lateness_p99_ms: float = math.nan
     #: Processor time of the client processes over the time that passed, in cores.
-    client_cores: float = 0.0
+    client_cores: float = math.nan
 
 
 @dataclass

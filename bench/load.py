@@ -268,6 +268,9 @@ class _Load:
         self._idle.append(connection)
 
     async def _ask_once(self, due_s: float) -> None:
+        # Servers hang up on connections that idle for long; that is no failure.
+        while self._idle and self._idle[-1].closed:
+            self._idle.pop()
         connection = self._idle.pop() if self._idle else await Connection.open(self._job.port)
         self._idle.append(await self._ask(connection, due_s))
 

@@ -54,7 +54,7 @@ def many_tasks(bench: Workbench) -> None:
     ours = bench.labelmux(bench.adapters(TASKS), lambda _: [{"tasks": names}])
     peers = [target for name in _MULTI_PEERS for target in bench.peer(name, TASKS)]
     with bench.serving(ours, *peers) as ready:
-        shapes = (Shape(64, _ONE), Shape(8, _MANY))
+        shapes = (Shape(64, _ONE), Shape(_clients(bench), _MANY))
         interleave(
             [bench.load(section, found, shape) for shape in shapes for found in ready],
             bench.plan.repeats,
@@ -73,7 +73,7 @@ def mixed_adapters(bench: Workbench) -> None:
     fields: list[Fields] = [{"task": name} for name in adapters]
     ours = bench.labelmux(adapters, lambda _: fields)
     with bench.serving(ours, *bench.mixed_peer(ADAPTERS)) as ready:
-        shapes = (Shape(64, _ONE), Shape(8, _MANY))
+        shapes = (Shape(64, _ONE), Shape(_clients(bench), _MANY))
         interleave(
             [bench.load(section, found, shape) for shape in shapes for found in ready],
             bench.plan.repeats,
@@ -103,10 +103,15 @@ def base_size(bench: Workbench) -> None:
         plans: list[Measurement] = []
         for found in ready:
             plans += [bench.load(section, found, Shape(64, _ONE), seconds)]
-            plans += [bench.load(section, found, Shape(8, _MANY), seconds)]
-        plans += _in_process(bench, section, loaded, seconds)
-        interleave(plans, bench.plan.repeats if bench.plan.full else 2)
+            plans += [bench.load(section, found, Shape(_clients(bench), _MANY), seconds)]
+        plans += _in_process(bench, section, loaded, seconds)[: len(BATCHES)]
+        interleave(plans, bench.plan.long_repeats)
     _own_cost(bench, _of(bench, section), {_ONE: 0.9, _MANY: 0.9}, "base size, ")
+
+
+def _clients(bench: Workbench) -> int:
+    """Enough to keep a server busy with requests of many texts; more only take long to drain."""
+    return 8 if bench.plan.full else 4
 
 
 def _in_short(name: str, shape: Shape) -> bool:

@@ -14,11 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,16 @@ SECTIONS: Mapping[str, Callable[[Workbench], None]] = {
 def main() -> None:
     """Measure, print, write."""
     asked = _arguments()
+    # As an exception, the signal passes through what stops the servers.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     pythons = Pythons(asked.python_infinity, asked.python_peers)
+    plan = FULL if asked.full else SHORT
+    plan = replace(plan, repeats=asked.repeats or plan.repeats)
     facts = machine_facts()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="labelmux-bench-") as folder:
         bench = Workbench(
-            FULL if asked.full else SHORT,
+            plan,
             load_encoder(),
             asked.texts,
             Path(folder),
@@ -61,6 +66,7 @@ def main() -> None:
         for name in asked.sections:
             print(f"== {name}", file=sys.stderr, flush=True)
             SECTIONS[name](bench)
+        bench.note_failures()
     facts |= {
         "load_average_after": machine_facts()["load_average"],
         "torch_threads": torch.get_num_threads(),
@@ -72,7 +78,7 @@ def main() -> None:
         },
     }
     settings = {
-        "plan": asdict(bench.plan),
+        "plan": asdict(plan),
         "sections": asked.sections,
         "peers": asked.peers,
         "texts": asked.texts.name,
@@ -135,6 +141,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, help="the JSON file to write")
     parser.add_argument("--full", action="store_true", help="long runs, more of them")
+    parser.add_argument("--repeats", type=int, help="times that every cell is measured")
     parser.add_argument("--sections", type=_names(SECTIONS), default=list(SECTIONS))
     parser.add_argument("--peers", type=_names(PEERS), default=list(PEERS))
     parser.add_argument("--python-infinity", type=Path, help="of requirements-infinity.txt")

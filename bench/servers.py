@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 START_LIMIT_S = 180.0
-_STOP_LIMIT_S = 10.0
+_STOP_LIMIT_S = 5.0
 _LOG_TAIL_CHARS = 1500
 
 

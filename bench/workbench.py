@@ -48,6 +48,7 @@ class Plan:
     """How long everything takes."""
 
     full: bool
+    #: Of every cell; half as often, rounded up, where one run is long.
     repeats: int
     cell_s: float
     warm_up_s: float
@@ -57,6 +58,11 @@ class Plan:
     swap_s: float
     #: One run at base size, where few requests take long.
     base_s: float
+
+    @property
+    def long_repeats(self) -> int:
+        """Of cells whose one run is long."""
+        return -(-self.repeats // 2)
 
 
 SHORT = Plan(False, repeats=3, cell_s=1.2, warm_up_s=0.5, open_s=5.0, swap_s=5.0, base_s=3.0)
@@ -213,6 +219,13 @@ class Workbench:
         self.results.cells.append(cell)
         return cell, lambda _: measure()
 
+    def note_failures(self) -> None:
+        """Name the cells in which requests got neither an answer nor a refusal."""
+        for cell in self.results.cells:
+            failed = sum(run.failed for run in cell.runs if run.failed > 0)
+            if failed:
+                self.lacks(f"{cell.section}: {cell.server}, {cell.load}: {failed:.0f} failed")
+
     def bar(self, bar: Bar) -> None:
         """Note a figure that something is asked of."""
         self.results.bars.append(bar)
@@ -271,9 +284,8 @@ def interleave(measurements: Sequence[Measurement], repeats: int) -> None:
         for cell, measure in measurements:
             run = measure(repeat)
             cell.runs.append(run)
-            found = f"{run.texts_per_s:.0f} texts/s" + f", {run.failed} FAILED" * bool(run.failed)
             name = f"{cell.section}: {cell.server}, {cell.load}"
-            print(f"{name}: {found}", file=sys.stderr, flush=True)
+            print(f"{name}: {run.texts_per_s:.0f} texts/s", file=sys.stderr, flush=True)
 
 
 def busiest(cells: Sequence[Cell], server: str, texts_per_request: int) -> Cell | None:
