@@ -18,7 +18,7 @@ from targets import Running
 #: A second process from this many clients on: one alone would be near a whole core.
 _TWO_PROCESSES_FROM = 8
 #: For interpreters to start and connections to open.
-_START_S = 0.4
+_START_S = 0.3
 _LOAD = Path(__file__).parent / "load.py"
 
 

@@ -15,6 +15,8 @@ from workbench import Measurement, Workbench, busiest, interleave
 
 IN_PROCESS = "in process"
 _ONE, _MANY = 1, 32
+#: Texts under way that keep any of the peers busy.
+_BUSY = 64
 #: Texts that may be under way in the short form.
 _SHORT_QUEUE = 256
 #: Tasks of a text, adapters of a mixed batch.
@@ -57,7 +59,7 @@ def many_tasks(bench: Workbench) -> None:
         shapes = (Shape(64, _ONE), Shape(_clients(bench), _MANY))
         interleave(
             [bench.load(section, found, shape) for shape in shapes for found in ready],
-            bench.plan.repeats,
+            bench.plan.long_repeats,
         )
     cells = _of(bench, section)
     for name in _MULTI_PEERS:
@@ -76,7 +78,7 @@ def mixed_adapters(bench: Workbench) -> None:
         shapes = (Shape(64, _ONE), Shape(_clients(bench), _MANY))
         interleave(
             [bench.load(section, found, shape) for shape in shapes for found in ready],
-            bench.plan.repeats,
+            bench.plan.long_repeats,
         )
     cells = _of(bench, section)
     for texts in (_ONE, _MANY):
@@ -115,10 +117,10 @@ def _clients(bench: Workbench) -> int:
 
 
 def _in_short(name: str, shape: Shape) -> bool:
-    """The short form leaves out what takes half a minute to drain, and peers that are idle."""
+    """The short form leaves out what takes half a minute to drain, and peers below saturation."""
     if shape.texts_per_request * shape.clients > _SHORT_QUEUE:
         return False
-    return name == LABELMUX or shape.clients > 1
+    return name == LABELMUX or shape.texts_per_request * shape.clients >= _BUSY
 
 
 def _in_process(

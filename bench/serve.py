@@ -45,37 +45,18 @@ SECTIONS: Mapping[str, Callable[[Workbench], None]] = {
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, write after every section, print."""
     asked = _arguments()
     # As an exception, the signal passes through what stops the servers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    pythons = Pythons(asked.python_infinity, asked.python_peers)
     plan = FULL if asked.full else SHORT
     plan = replace(plan, repeats=asked.repeats or plan.repeats)
-    facts = machine_facts()
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="labelmux-bench-") as folder:
-        bench = Workbench(
-            plan,
-            load_encoder(),
-            asked.texts,
-            Path(folder),
-            pythons,
-            asked.peers,
-        )
-        for name in asked.sections:
-            print(f"== {name}", file=sys.stderr, flush=True)
-            SECTIONS[name](bench)
-        bench.note_failures()
-    facts |= {
-        "load_average_after": machine_facts()["load_average"],
-        "torch_threads": torch.get_num_threads(),
-        "took_s": round(time.monotonic() - started),
-        "versions": {
-            "labelmux": versions(Path(sys.executable)),
-            "infinity": versions(pythons.infinity),
-            "peers": versions(pythons.peers),
-        },
+    pythons = Pythons(asked.python_infinity, asked.python_peers)
+    facts = machine_facts() | {"torch_threads": torch.get_num_threads()}
+    facts["versions"] = {
+        "labelmux": versions(Path(sys.executable)),
+        "infinity": versions(pythons.infinity),
+        "peers": versions(pythons.peers),
     }
     settings = {
         "plan": asdict(plan),
@@ -83,9 +64,18 @@ def main() -> None:
         "peers": asked.peers,
         "texts": asked.texts.name,
     }
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="labelmux-bench-") as folder:
+        bench = Workbench(plan, load_encoder(), asked.texts, Path(folder), pythons, asked.peers)
+        for name in asked.sections:
+            print(f"== {name}", file=sys.stderr, flush=True)
+            SECTIONS[name](bench)
+            facts["load_average_after"] = machine_facts()["load_average"]
+            facts["took_s"] = round(time.monotonic() - started)
+            if asked.out:
+                found = to_json(facts, settings, bench.results)
+                asked.out.write_text(json.dumps(found, indent=1) + "\n")
     print(report(facts, bench.results))
-    if asked.out:
-        asked.out.write_text(json.dumps(to_json(facts, settings, bench.results), indent=1) + "\n")
 
 
 def report(facts: Mapping[str, Any], results: Results) -> str:

@@ -65,7 +65,7 @@ class Plan:
         return -(-self.repeats // 2)
 
 
-SHORT = Plan(False, repeats=3, cell_s=1.2, warm_up_s=0.5, open_s=5.0, swap_s=5.0, base_s=3.0)
+SHORT = Plan(False, repeats=3, cell_s=1.0, warm_up_s=0.5, open_s=4.0, swap_s=4.0, base_s=2.0)
 FULL = Plan(True, repeats=5, cell_s=5.0, warm_up_s=2.0, open_s=20.0, swap_s=60.0, base_s=15.0)
 
 
@@ -211,20 +211,20 @@ class Workbench:
         cell = Cell(section, found.target.name, shape.words, shape.texts_per_request)
         self.results.cells.append(cell)
         seconds = seconds or self.plan.cell_s
-        return cell, lambda repeat: self._driver.measure(found, shape, seconds, repeat)
+
+        def measure(repeat: int) -> Run:
+            run = self._driver.measure(found, shape, seconds, repeat)
+            if run.failed:
+                self.lacks(f"{cell.server}, {cell.load}: {run.failed:.0f} requests failed")
+            return run
+
+        return cell, measure
 
     def here(self, section: str, words: str, texts: int, measure: Callable[[], Run]) -> Measurement:
         """A cell of this process."""
         cell = Cell(section, "in process", words, texts)
         self.results.cells.append(cell)
         return cell, lambda _: measure()
-
-    def note_failures(self) -> None:
-        """Name the cells in which requests got neither an answer nor a refusal."""
-        for cell in self.results.cells:
-            failed = sum(run.failed for run in cell.runs if run.failed > 0)
-            if failed:
-                self.lacks(f"{cell.section}: {cell.server}, {cell.load}: {failed:.0f} failed")
 
     def bar(self, bar: Bar) -> None:
         """Note a figure that something is asked of."""
