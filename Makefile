@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup serve test test-fast test-client check format contract demo-adapters bundled-encoder encoder-quality image
+.PHONY: help setup serve test test-fast test-client check format contract demo-adapters bundled-encoder encoder-quality bench-serve image
 
 help: ## List these targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -75,6 +75,10 @@ RESULTS ?= build/encoder-quality.jsonl
 encoder-quality: $(STAMP) ## Judge the bundled encoder frozen: DATA=FOLDER METHODS="ytuning probe full" RESULTS=FILE.
 	mkdir -p $(dir $(RESULTS))
 	$(BIN)/python bench/encoder_quality.py --data $(DATA) --out $(RESULTS) $(if $(METHODS),--methods $(METHODS))
+
+bench-serve: $(STAMP) ## Measure the server: FULL=1 INFINITY=PYTHON PEERS=PYTHON (bench/README.md); build/serve.json.
+	mkdir -p build
+	$(BIN)/python bench/serve.py --out build/serve.json $(if $(FULL),--full) $(if $(INFINITY),--python-infinity $(INFINITY)) $(if $(PEERS),--python-peers $(PEERS))
 
 image: ## Build the CPU image; VARIANT=cuda for the other.
 	docker build --build-arg VARIANT=$(or $(VARIANT),cpu) -t labelmux:$(or $(VARIANT),cpu) .
