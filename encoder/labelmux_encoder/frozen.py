@@ -18,7 +18,7 @@ from torch import Tensor
 from labelmux_encoder import kernels
 from labelmux_encoder.batch import PackedRows
 from labelmux_encoder.config import EncoderConfig
-from labelmux_encoder.cpu_pass import CpuPass, supports
+from labelmux_encoder.cpu_pass import CHUNK_TOKENS, CpuPass, rounded, supports
 from labelmux_encoder.model import EncoderTensors, State, cast, derive, run_pass
 
 #: ``auto`` is bfloat16 where this machine multiplies it faster, fp32 elsewhere.
@@ -71,6 +71,28 @@ class FrozenEncoder:
         return self._pass(
             PackedRows(rows.token_ids.to(self.device), rows.type_ids.to(self.device), rows.lengths)
         )
+
+    def warm_up(self, budget_s: float) -> int:
+        """Run the sizes that serving will meet, small ones first; how many there was time for.
+
+        Matrix products compile code for every new size: a first pass takes up to twice as long.
+        """
+        ends = time.monotonic() + budget_s
+        for done, lengths in enumerate(warm_up_lengths(self.config.max_tokens)):
+            if time.monotonic() > ends:
+                return done
+            ids = torch.zeros(sum(lengths), dtype=torch.int64)
+            self(PackedRows(ids, ids, lengths))
+        return done + 1
+
+
+def warm_up_lengths(max_tokens: int) -> list[tuple[int, ...]]:
+    """Batches that have every size of a chunk, and every size of attention's blocks."""
+    sizes = sorted({rounded(tokens) for tokens in range(1, CHUNK_TOKENS + 1)})
+    short = min(16, max_tokens)
+    batches = [(short,) * (size // short) for size in sizes]
+    blocks = {min(step, max_tokens) for step in (*range(16, 129, 16), *range(256, 513, 128))}
+    return sorted(batches + [(length,) for length in blocks], key=sum)
 
 
 def _choose(
