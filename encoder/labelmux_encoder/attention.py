@@ -56,18 +56,35 @@ def _log_bucket(distance: Tensor, buckets: int, max_distance: int) -> Tensor:
 class LengthGroup(NamedTuple):
     """Rows of near-equal length, attended together."""
 
-    #: Where the tokens of each row lie in the packed batch; padding repeats a row's last. [b, t]
-    places: Tensor
-    #: 0 at real keys, -inf at padding; None where nothing is padded. [b, 1, 1, t]
+    rows: int
+    #: Of each row, padding counted.
+    tokens: int
+    #: 0 at real keys, -inf at padding; None where nothing is padded. [rows, 1, 1, tokens]
     key_bias: Tensor | None
-    #: Where each token of the packed batch is among this group's tokens. [tokens of the group]
-    tokens: Tensor
-    #: Those tokens in the packed batch. [tokens of the group]
+    #: Where the group lies in the packed batch; None if it is the batch.
+    places: GroupPlaces | None
+
+    @classmethod
+    def whole(cls, rows: int, tokens: int, key_bias: Tensor | None = None) -> LengthGroup:
+        """A batch of rows of one length."""
+        return cls(rows, tokens, key_bias, None)
+
+
+class GroupPlaces(NamedTuple):
+    """Where the rows of a group lie in the packed batch."""
+
+    #: Of every token of every row; padding repeats a row's last. [rows, tokens]
+    padded: Tensor
+    #: Which of these are real, flattened. [real tokens]
+    real: Tensor
+    #: Of those in the packed batch. [real tokens]
     destinations: Tensor
 
 
 def group_by_length(lengths: Sequence[int], device: torch.device) -> list[LengthGroup]:
     """Rows that differ in length by less than a step share a group."""
+    if len(set(lengths)) == 1:
+        return [LengthGroup.whole(len(lengths), lengths[0])]
     starts = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
     members: dict[int, list[int]] = {}
     for row, length in enumerate(lengths):
@@ -86,8 +103,9 @@ def _length_group(lengths: Tensor, starts: Tensor, device: torch.device) -> Leng
     if not bool(mask.all()):
         bias = torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
         bias = bias[:, None, None].to(device)
-    tokens = mask.flatten().nonzero().squeeze(1)
-    return LengthGroup(places.to(device), bias, tokens.to(device), places[mask].to(device))
+    real = mask.flatten().nonzero().squeeze(1)
+    found = GroupPlaces(places.to(device), real.to(device), places[mask].to(device))
+    return LengthGroup(len(lengths), len(steps), bias, found)
 
 
 def packed_attention(
@@ -101,15 +119,23 @@ def packed_attention(
         tables: the layer's position terms.
         groups: every row, once.
     """
+    if groups[0].places is None:
+        return _group_attention(qkv, heads, tables, groups[0])
     context = qkv.new_zeros(qkv.shape[0], qkv.shape[1] // 3)
     for group in groups:
-        parts = qkv[group.places].unflatten(-1, (3, heads, -1))  # [b, t, 3, heads, D]
-        query, key, value = (part.transpose(1, 2) for part in parts.unbind(2))
-        bias = None if group.key_bias is None else group.key_bias.to(qkv.dtype)
-        found = disentangled_attention(query, key, value, tables, bias)
-        found = found.transpose(1, 2).flatten(0, 1).flatten(1)  # [b * t, H]
-        context = context.index_copy(0, group.destinations, found[group.tokens])
+        assert group.places is not None
+        found = _group_attention(qkv[group.places.padded.flatten()], heads, tables, group)
+        context = context.index_copy(0, group.places.destinations, found[group.places.real])
     return context
+
+
+def _group_attention(qkv: Tensor, heads: int, tables: PositionTables, group: LengthGroup) -> Tensor:
+    """[rows * tokens, 3H] -> [rows * tokens, H]"""
+    parts = qkv.view(group.rows, group.tokens, 3, heads, -1)
+    query, key, value = (part.transpose(1, 2) for part in parts.unbind(2))
+    bias = None if group.key_bias is None else group.key_bias.to(qkv.dtype)
+    found = disentangled_attention(query, key, value, tables, bias)
+    return found.transpose(1, 2).flatten(0, 1).flatten(1)
 
 
 def disentangled_attention(

@@ -19,6 +19,7 @@ from labelmux_encoder import kernels
 from labelmux_encoder.batch import PackedRows
 from labelmux_encoder.config import EncoderConfig
 from labelmux_encoder.cpu_pass import CHUNK_TOKENS, CpuPass, rounded, supports
+from labelmux_encoder.cuda_pass import CudaPass, all_buckets
 from labelmux_encoder.model import EncoderTensors, State, cast, derive, run_pass
 
 #: ``auto`` is bfloat16 where this machine multiplies it faster, fp32 elsewhere.
@@ -77,6 +78,8 @@ class FrozenEncoder:
 
         Matrix products compile code for every new size: a first pass takes up to twice as long.
         """
+        if isinstance(self._pass, CudaPass):
+            self._pass.warm_up(all_buckets())
         ends = time.monotonic() + budget_s
         for done, lengths in enumerate(warm_up_lengths(self.config.max_tokens)):
             if time.monotonic() > ends:
@@ -106,7 +109,9 @@ def _choose(
     if wanted == "float32" or (wanted == "auto" and not _bfloat16_is_faster(config, device)):
         return fast, torch.float32
     short: Pass
-    if fused is not None and kernels.unit_of_this_machine() == "avx512_bf16":
+    if device.type == "cuda":
+        short = CudaPass(config, cast(tensors, torch.bfloat16))
+    elif fused is not None and kernels.unit_of_this_machine() == "avx512_bf16":
         short = CpuPass(config, tensors, torch.bfloat16)
     else:
         short = _plain_pass(config, cast(tensors, torch.bfloat16))
@@ -132,6 +137,8 @@ def _fused_pass(
     expected: Tensor,
 ) -> Pass | None:
     """The fp32 pass on kernels, if there is one and it gives what is expected."""
+    if device.type == "cuda":
+        return CudaPass(config, tensors)
     if device.type != "cpu" or not supports(config):
         return None
     fast = CpuPass(config, tensors, torch.float32)

@@ -195,11 +195,22 @@ def run_pass(config: EncoderConfig, tensors: EncoderTensors, rows: PackedRows) -
         raise InputTooLongError(max(rows.lengths), config.max_tokens)
     embedded = embed(config, tensors, rows)
     groups = group_by_length(rows.lengths, embedded.device)
+    return run_layers(config, tensors, embedded, groups, rows.lengths)
+
+
+def run_layers(
+    config: EncoderConfig,
+    tensors: EncoderTensors,
+    embedded: Tensor,
+    groups: Sequence[LengthGroup],
+    lengths: Sequence[int],
+) -> list[Tensor]:
+    """The embedding output and every layer's states. L+1 of [N, H]"""
     states = [embedded]
     for index, layer in enumerate(tensors.layers):
         hidden = _run_layer(config, layer, states[-1], groups)
         if index == 0 and tensors.convolution is not None:
-            hidden = _convolve(config, tensors, embedded, hidden, rows.lengths)
+            hidden = _convolve(config, tensors, embedded, hidden, lengths)
         states.append(hidden)
     return states
 
