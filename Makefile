@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup serve test test-fast test-client check format contract demo-adapters bundled-encoder encoder-quality bench-serve image
+.PHONY: help setup serve test test-fast test-client check format contract demo-adapters bundled-encoder encoder-quality bench image
 
 help: ## List these targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -76,9 +76,16 @@ encoder-quality: $(STAMP) ## Judge the bundled encoder frozen: DATA=FOLDER METHO
 	mkdir -p $(dir $(RESULTS))
 	$(BIN)/python bench/encoder_quality.py --data $(DATA) --out $(RESULTS) $(if $(METHODS),--methods $(METHODS))
 
-bench-serve: $(STAMP) ## Measure the server: FULL=1 INFINITY=PYTHON PEERS=PYTHON (bench/README.md); build/serve.json.
-	mkdir -p build
-	$(BIN)/python bench/serve.py --out build/serve.json $(if $(FULL),--full) $(if $(INFINITY),--python-infinity $(INFINITY)) $(if $(PEERS),--python-peers $(PEERS))
+INFINITY ?= build/infinity/bin/python
+PEERS ?= build/peers/bin/python
+build/%/bin/python: bench/requirements-%.txt
+	$(PYTHON) -m venv build/$*
+	build/$*/bin/pip install --quiet torch==2.13.0
+	build/$*/bin/pip install --quiet -r $<
+
+bench: $(STAMP) $(INFINITY) $(PEERS) ## Measure encoder, readouts and server beside their peers, in short: bench/results/<date>.json.
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[bench]'
+	$(BIN)/python bench/all.py --python-infinity $(INFINITY) --python-peers $(PEERS)
 
 image: ## Build the CPU image; VARIANT=cuda for the other.
 	docker build --build-arg VARIANT=$(or $(VARIANT),cpu) -t labelmux:$(or $(VARIANT),cpu) .
