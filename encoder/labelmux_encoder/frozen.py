@@ -93,9 +93,13 @@ def warm_up_lengths(max_tokens: int) -> list[tuple[int, ...]]:
     """Batches that have every size of a chunk, and every size of attention's blocks."""
     sizes = sorted({rounded(tokens) for tokens in range(1, CHUNK_TOKENS + 1)})
     short = min(16, max_tokens)
-    batches = [(short,) * (size // short) for size in sizes]
-    blocks = {min(step, max_tokens) for step in (*range(16, 129, 16), *range(256, 513, 128))}
-    return sorted(batches + [(length,) for length in blocks], key=sum)
+    batches = {(short,) * (size // short) for size in sizes}
+    for length in range(16, 129, 16):
+        batches |= {
+            (min(length, max_tokens),) * rows for rows in (1, 2, 4, 8) if rows * length <= 256
+        }
+    batches |= {(min(length, max_tokens),) for length in (256, 384, 512)}
+    return sorted(batches, key=sum)
 
 
 def _choose(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -54,6 +56,40 @@ def test_features_equal_plain_torch(name: str) -> None:
         with torch.inference_mode():
             expected = torch.stack(run_pass(config, tensors, rows))
             assert (fast(rows) - expected).abs().max().item() < FLOAT32_TOLERANCE, lengths
+
+
+ON_ONE_UNIT = """
+import sys, torch
+from labelmux_encoder import kernels
+unit = sys.argv[1]
+kernels.unit_of_this_machine = lambda: unit
+from labelmux_encoder.model import derive, run_pass
+from labelmux_encoder.batch import PackedRows
+from labelmux_encoder.cpu_pass import CpuPass, supports
+from labelmux_encoder.weights import read_checkpoint
+config, state = read_checkpoint("bundled")
+assert supports(config)
+ids = torch.arange(1, 230)
+rows = PackedRows(ids, torch.zeros_like(ids), (3, 17, 130, 79))
+with torch.inference_mode():
+    tensors = derive(config, state)
+    expected = torch.stack(run_pass(config, tensors, rows))
+    print((CpuPass(config, tensors, torch.float32)(rows) - expected).abs().max().item())
+"""
+
+
+@pytest.mark.parametrize("unit", kernels.UNITS)
+def test_the_build_for_every_lesser_vector_unit_is_right_too(unit: str) -> None:
+    units = list(kernels.UNITS)
+    best = kernels.unit_of_this_machine()
+    if best is None or units.index(unit) < units.index(best):
+        pytest.skip(f"this machine has no {unit}")
+    if not kernels.library_path(unit).exists():
+        pytest.skip("the kernels are not built here")
+    found = subprocess.run(
+        [sys.executable, "-c", ON_ONE_UNIT, unit], capture_output=True, text=True, check=True
+    )
+    assert float(found.stdout) < FLOAT32_TOLERANCE
 
 
 @needs_kernels

@@ -14,7 +14,9 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "lanes.h"
@@ -26,12 +28,53 @@ using labelmux::Floats;
 using labelmux::kLanes;
 constexpr int64_t kStep = 16;    // block sizes are multiples: the tile of a matrix product
 constexpr int64_t kBlock = 128;  // most queries, and keys, of one block
+constexpr int64_t kGroupTokens = 256;
 constexpr int64_t kAlignment = 64;
 
 int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
-// Queries, and keys, that are scored together: few large products, whose results stay in cache.
+// Queries, and keys, of one row that are scored together: few large products, results in cache.
 int64_t block_for(int64_t length) { return std::min(round_up(length, kStep), kBlock); }
+
+// Rows of one block size, which a head takes together: the products with its position tables are
+// then one, and the products of a kind follow each other. A row longer than a block is alone.
+struct Group {
+  int64_t rows() const { return static_cast<int64_t>(starts.size()); }
+
+  int64_t block;
+  int64_t keys;  // of one row, rounded up
+  std::vector<int64_t> starts;
+  std::vector<int64_t> lengths;
+};
+
+// Group sizes are powers of two, so that few sizes of products are ever compiled.
+std::vector<Group> group_rows(c10::ArrayRef<int64_t> lengths) {
+  std::vector<std::pair<int64_t, int64_t>> rows;  // (length, start)
+  int64_t start = 0;
+  for (const int64_t length : lengths) {
+    rows.emplace_back(length, start);
+    start += length;
+  }
+  std::sort(rows.begin(), rows.end());
+  std::vector<Group> groups;
+  for (size_t first = 0; first < rows.size();) {
+    const int64_t block = block_for(rows[first].first);
+    size_t end = first;
+    while (end < rows.size() && rows[end].first <= kBlock && block_for(rows[end].first) == block) {
+      ++end;
+    }
+    int64_t size = 1;
+    while (2 * size * block <= kGroupTokens && first + 2 * size <= end) size *= 2;
+    Group group{block, round_up(rows[first].first, block), {}, {}};
+    for (int64_t row = 0; row < size; ++row) {
+      group.starts.push_back(rows[first + row].second);
+      group.lengths.push_back(rows[first + row].first);
+    }
+    first += size;
+    groups.push_back(std::move(group));
+  }
+  return groups;
+}
 
 // How many consecutive values of the inner dimension lie together in a product's right operand.
 template <typename T>
@@ -46,57 +89,54 @@ void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T*
 
 void release(bool used_tiles) { at::native::cpublas::brgemm_release(used_tiles); }
 
-// The scratch memory of one thread, laid out for the longest row of the call.
+// The scratch memory of one thread, enough for each of the call's groups.
 template <typename T>
 struct Scratch {
-  Scratch(int64_t longest, int64_t head_size) {
-    const int64_t block = block_for(longest);
-    const int64_t keys = round_up(longest, block);
-    const int64_t bytes_of[] = {
-        bytes<T>(keys * head_size),             // keys
-        bytes<T>(keys * head_size),             // values
-        bytes<T>(block * head_size),            // query
-        bytes<T>(block * keys),                 // weights
-        bytes<float>(block * keys),             // content
-        bytes<float>(block * (keys + block)),   // c2p
-        bytes<float>(2 * block * keys),         // p2c
-        bytes<float>(block * head_size),        // context
-    };
-    int64_t total = kAlignment;
-    for (const int64_t bytes : bytes_of) total += bytes;
-    memory_.resize(total);
-    auto* at = memory_.data();
-    at += (kAlignment - reinterpret_cast<uintptr_t>(at) % kAlignment) % kAlignment;
-    void* places[8];
-    for (int index = 0; index < 8; ++index) {
-      places[index] = at;
-      at += bytes_of[index];
+  Scratch(const std::vector<Group>& groups, int64_t head_size) {
+    int64_t counts[8] = {};
+    for (const Group& group : groups) {
+      const int64_t queries = group.rows() * group.block, keys = group.rows() * group.keys;
+      const int64_t wanted[] = {keys * head_size,
+                                keys * head_size,
+                                queries * head_size,
+                                queries * group.keys,
+                                queries * group.keys,
+                                queries * (group.keys + group.block),
+                                2 * group.block * keys,
+                                queries * head_size};
+      for (int place = 0; place < 8; ++place) {
+        counts[place] = std::max(counts[place], wanted[place]);
+      }
     }
-    keys_ = static_cast<T*>(places[0]);
-    values_ = static_cast<T*>(places[1]);
-    query_ = static_cast<T*>(places[2]);
-    weights_ = static_cast<T*>(places[3]);
-    content_ = static_cast<float*>(places[4]);
-    c2p_ = static_cast<float*>(places[5]);
-    p2c_ = static_cast<float*>(places[6]);
-    context_ = static_cast<float*>(places[7]);
+    int64_t offsets[9] = {0};
+    for (int place = 0; place < 8; ++place) {
+      const int64_t size = place < 4 ? sizeof(T) : sizeof(float);
+      offsets[place + 1] = offsets[place] + round_up(counts[place] * size, kAlignment);
+    }
+    memory_.reset(new unsigned char[offsets[8] + kAlignment]);
+    auto* at = memory_.get();
+    at += kAlignment - reinterpret_cast<uintptr_t>(at) % kAlignment;
+    keys_ = reinterpret_cast<T*>(at + offsets[0]);
+    values_ = reinterpret_cast<T*>(at + offsets[1]);
+    query_ = reinterpret_cast<T*>(at + offsets[2]);
+    weights_ = reinterpret_cast<T*>(at + offsets[3]);
+    content_ = reinterpret_cast<float*>(at + offsets[4]);
+    c2p_ = reinterpret_cast<float*>(at + offsets[5]);
+    p2c_ = reinterpret_cast<float*>(at + offsets[6]);
+    context_ = reinterpret_cast<float*>(at + offsets[7]);
   }
 
-  T* keys_;         // [D, keys], interleaved
-  T* values_;       // [keys, D], interleaved
-  T* query_;        // [block, D]
-  T* weights_;      // [block, keys], exp(logit - max)
-  float* content_;  // [block, keys]
-  float* c2p_;      // [block, keys + block]
-  float* p2c_;      // per block of keys: [2 * block, block]
-  float* context_;  // [block, D]
+  T* keys_;         // [D, rows * keys], interleaved
+  T* values_;       // [rows, keys, D], interleaved
+  T* query_;        // [rows, block, D]
+  T* weights_;      // [rows, block, keys], exp(logit - max)
+  float* content_;  // [rows, block, keys]
+  float* c2p_;      // [rows, block, keys + block]
+  float* p2c_;      // per block of keys: [2 * block, rows * block]
+  float* context_;  // [rows, block, D]
 
  private:
-  template <typename U>
-  static int64_t bytes(int64_t count) {
-    return round_up(count * static_cast<int64_t>(sizeof(U)), kAlignment);
-  }
-  std::vector<unsigned char> memory_;
+  std::unique_ptr<unsigned char[]> memory_;
 };
 
 // Tables of one layer; either may be absent. Distance 0 lies at `centre` in both.
@@ -108,56 +148,71 @@ struct Tables {
   int64_t centre;
 };
 
-// One (row, head) of the batch.
+// One head of one group.
 template <typename T>
 class Head {
  public:
-  Head(const T* qkv, int64_t row_stride, int64_t hidden, int64_t length, int64_t head_size,
+  // `qkv` and `out` point at this head's part of the batch's first token.
+  Head(const T* qkv, T* out, int64_t hidden, int64_t head_size, const Group& group,
        Scratch<T>& scratch)
-      : qkv_(qkv), stride_(row_stride), hidden_(hidden), length_(length), size_(head_size),
-        block_(block_for(length)), keys_(round_up(length, block_)),
-        scratch_(scratch) {}
+      : qkv_(qkv), out_(out), hidden_(hidden), stride_(3 * hidden), size_(head_size),
+        group_(group), rows_(group.rows()), block_(group.block), keys_(group.keys),
+        scratch_(scratch), sums_(rows_ * block_) {}
 
-  void run(const Tables<T>& tables, int64_t head, T* out) {
-    pack_keys();
-    pack_values();
-    for (int64_t first = 0; first < length_; first += block_) {
-      const int64_t rows = std::min(block_, length_ - first);
-      take_queries(first, rows);
+  void run(const Tables<T>& tables, int64_t head) {
+    for (int64_t row = 0; row < rows_; ++row) {
+      pack_keys(row);
+      pack_values(row);
+    }
+    for (int64_t first = 0; first < keys_; first += block_) {
+      for (int64_t row = 0; row < rows_; ++row) take_queries(row, first);
       score(tables, head, first);
-      weigh(tables, rows);
-      multiply<T>(block_, size_, keys_, scratch_.weights_, keys_, scratch_.values_, size_,
-                  scratch_.context_, size_);
-      for (int64_t row = 0; row < rows; ++row) {
-        write(scratch_.context_ + row * size_, 1.0f / sums_[row], out + (first + row) * hidden_);
+      for (int64_t row = 0; row < rows_; ++row) weigh(tables, row, first);
+      for (int64_t row = 0; row < rows_; ++row) {
+        multiply<T>(block_, size_, keys_, scratch_.weights_ + row * block_ * keys_, keys_,
+                    scratch_.values_ + row * keys_ * size_, size_,
+                    scratch_.context_ + row * block_ * size_, size_);
       }
+      for (int64_t row = 0; row < rows_; ++row) write(row, first);
     }
   }
 
  private:
+  int64_t real_queries(int64_t row, int64_t first) const {
+    return std::min(block_, group_.lengths[row] - first);
+  }
+
+  const T* token(int64_t row, int64_t index) const {
+    return qkv_ + (group_.starts[row] + index) * stride_;
+  }
+
   // Keys as columns; a bfloat16 pair moves as one 32-bit value.
-  void pack_keys() {
-    constexpr int64_t group = kInterleave<T>;
-    const int64_t pairs = size_ / group;
-    auto* to = reinterpret_cast<float*>(scratch_.keys_);
-    labelmux::transpose(reinterpret_cast<const float*>(qkv_ + hidden_), stride_ / group, length_,
-                        pairs, to, keys_);
+  void pack_keys(int64_t row) {
+    constexpr int64_t interleaved = kInterleave<T>;
+    const int64_t pairs = size_ / interleaved, length = group_.lengths[row];
+    auto* to = reinterpret_cast<float*>(scratch_.keys_) + row * keys_;
+    labelmux::transpose(reinterpret_cast<const float*>(token(row, 0) + hidden_),
+                        stride_ / interleaved, length, pairs, to, rows_ * keys_);
+    if (length == keys_) return;
     for (int64_t pair = 0; pair < pairs; ++pair) {
-      std::fill(to + pair * keys_ + length_, to + (pair + 1) * keys_, 0.0f);
+      float* line = to + pair * rows_ * keys_;
+      std::fill(line + length, line + keys_, 0.0f);
     }
   }
 
-  void pack_values() {
-    const T* values = qkv_ + 2 * hidden_;
+  void pack_values(int64_t row) {
+    const T* values = token(row, 0) + 2 * hidden_;
+    const int64_t length = group_.lengths[row];
+    T* to = scratch_.values_ + row * keys_ * size_;
     if constexpr (kInterleave<T> == 2) {
       for (int64_t key = 0; key < keys_; key += 2) {
-        interleave(values + key * stride_, length_ - key, scratch_.values_ + key * size_);
+        interleave(values + key * stride_, length - key, to + key * size_);
       }
     } else {
-      for (int64_t key = 0; key < length_; ++key) {
-        std::memcpy(scratch_.values_ + key * size_, values + key * stride_, size_ * sizeof(T));
+      for (int64_t key = 0; key < length; ++key) {
+        std::memcpy(to + key * size_, values + key * stride_, size_ * sizeof(T));
       }
-      std::fill(scratch_.values_ + length_ * size_, scratch_.values_ + keys_ * size_, T(0));
+      std::fill(to + length * size_, to + keys_ * size_, T(0));
     }
   }
 
@@ -173,59 +228,69 @@ class Head {
     }
   }
 
-  void take_queries(int64_t first, int64_t rows) {
-    for (int64_t row = 0; row < rows; ++row) {
-      std::memcpy(scratch_.query_ + row * size_, qkv_ + (first + row) * stride_, size_ * sizeof(T));
+  void take_queries(int64_t row, int64_t first) {
+    T* to = scratch_.query_ + row * block_ * size_;
+    const int64_t real = std::max<int64_t>(0, real_queries(row, first));
+    for (int64_t query = 0; query < real; ++query) {
+      std::memcpy(to + query * size_, token(row, first + query), size_ * sizeof(T));
     }
-    std::fill(scratch_.query_ + rows * size_, scratch_.query_ + block_ * size_, T(0));
+    std::fill(to + real * size_, to + block_ * size_, T(0));
   }
 
   // Content scores, and both position terms for every distance that the block can see.
   void score(const Tables<T>& tables, int64_t head, int64_t first) {
-    multiply<T>(block_, keys_, size_, scratch_.query_, size_, scratch_.keys_, keys_,
-                scratch_.content_, keys_);
+    for (int64_t row = 0; row < rows_; ++row) {
+      multiply<T>(block_, keys_, size_, scratch_.query_ + row * block_ * size_, size_,
+                  scratch_.keys_ + row * keys_ * kInterleave<T>, rows_ * keys_,
+                  scratch_.content_ + row * block_ * keys_, keys_);
+    }
     if (tables.key != nullptr) {
       const int64_t column = tables.centre - first - (block_ - 1);
-      multiply<T>(block_, keys_ + block_, size_, scratch_.query_, size_,
+      multiply<T>(rows_ * block_, keys_ + block_, size_, scratch_.query_, size_,
                   tables.key + (head * size_ * tables.width + column * kInterleave<T>),
                   tables.width, scratch_.c2p_, keys_ + block_);
     }
     if (tables.query != nullptr) {
       for (int64_t key = 0; key < keys_; key += block_) {
-        const int64_t row = tables.centre + first - key - (block_ - 1);
-        multiply<T>(2 * block_, block_, size_,
-                    tables.query + (head * tables.width + row) * size_, size_,
-                    scratch_.keys_ + key * kInterleave<T>, keys_,
-                    scratch_.p2c_ + key * 2 * block_, block_);
+        const int64_t line = tables.centre + first - key - (block_ - 1);
+        multiply<T>(2 * block_, rows_ * block_, size_,
+                    tables.query + (head * tables.width + line) * size_, size_,
+                    scratch_.keys_ + key * kInterleave<T>, rows_ * keys_,
+                    scratch_.p2c_ + key * 2 * block_, rows_ * block_);
       }
     }
   }
 
   // Softmax weights, not yet divided by their sum.
-  void weigh(const Tables<T>& tables, int64_t rows) {
-    const auto lanes = at::vec::Vectorized<int32_t>::arange(0, 1 - static_cast<int32_t>(block_));
-    for (int64_t row = 0; row < rows; ++row) {
-      float* logits = scratch_.content_ + row * keys_;
-      const float* c2p = scratch_.c2p_ + row * (keys_ + block_) + (block_ - 1 - row);
+  void weigh(const Tables<T>& tables, int64_t row, int64_t first) {
+    const int64_t real = real_queries(row, first), length = group_.lengths[row];
+    const auto lanes =
+        at::vec::Vectorized<int32_t>::arange(0, 1 - static_cast<int32_t>(rows_ * block_));
+    T* weights = scratch_.weights_ + row * block_ * keys_;
+    for (int64_t query = 0; query < real; ++query) {
+      float* logits = scratch_.content_ + (row * block_ + query) * keys_;
+      const float* c2p = scratch_.c2p_ + (row * block_ + query) * (keys_ + block_) +
+                         (block_ - 1 - query);
       Floats highest(-std::numeric_limits<float>::infinity());
       for (int64_t key = 0; key < keys_; key += kLanes) {
         Floats value = Floats::loadu(logits + key);
         if (tables.key != nullptr) value = value + Floats::loadu(c2p + key);
-        if (tables.query != nullptr) value = value + gather_p2c(row, key, lanes);
-        if (key + kLanes > length_) value = mask_from(value, length_ - key);
+        if (tables.query != nullptr) value = value + gather_p2c(row, query, key, lanes);
+        if (key + kLanes > length) value = mask_from(value, length - key);
         value.store(logits + key);
         highest = labelmux::higher(highest, value);
       }
-      const float top = labelmux::highest_of(highest);
-      sums_[row] = exponentiate(logits, top, scratch_.weights_ + row * keys_);
+      sums_[row * block_ + query] =
+          exponentiate(logits, labelmux::highest_of(highest), weights + query * keys_);
     }
-    std::fill(scratch_.weights_ + rows * keys_, scratch_.weights_ + block_ * keys_, T(0));
+    std::fill(weights + std::max<int64_t>(0, real) * keys_, weights + block_ * keys_, T(0));
   }
 
-  Floats gather_p2c(int64_t row, int64_t key, const at::vec::Vectorized<int32_t>& lanes) {
+  Floats gather_p2c(int64_t row, int64_t query, int64_t key,
+                    const at::vec::Vectorized<int32_t>& lanes) {
     const int64_t within = key % block_;
     const float* from = scratch_.p2c_ + (key - within) * 2 * block_ +
-                        (row - within + block_ - 1) * block_ + within;
+                        (query - within + block_ - 1) * rows_ * block_ + row * block_ + within;
     return at::vec::gather<4>(from, lanes);
   }
 
@@ -247,36 +312,45 @@ class Head {
     return labelmux::sum_of(sum);
   }
 
-  void write(const float* from, float scale, T* to) {
-    for (int64_t d = 0; d < size_; d += kLanes) {
-      const int64_t count = std::min(kLanes, size_ - d);
-      labelmux::store(Floats::loadu(from + d, count) * Floats(scale), to + d, count);
+  void write(int64_t row, int64_t first) {
+    const int64_t real = real_queries(row, first);
+    for (int64_t query = 0; query < real; ++query) {
+      const int64_t place = row * block_ + query;
+      const float* from = scratch_.context_ + place * size_;
+      const Floats scale(1.0f / sums_[place]);
+      T* to = out_ + (group_.starts[row] + first + query) * hidden_;
+      for (int64_t d = 0; d < size_; d += kLanes) {
+        const int64_t count = std::min(kLanes, size_ - d);
+        labelmux::store(Floats::loadu(from + d, count) * scale, to + d, count);
+      }
     }
   }
 
   const T* qkv_;
-  const int64_t stride_;
+  T* out_;
   const int64_t hidden_;
-  const int64_t length_;
+  const int64_t stride_;
   const int64_t size_;
+  const Group& group_;
+  const int64_t rows_;
   const int64_t block_;
   const int64_t keys_;
   Scratch<T>& scratch_;
-  float sums_[kBlock];
+  std::vector<float> sums_;
 };
 
-// First (row, head) of each of `parts` parts of about equal work. parts + 1 entries
-std::vector<int64_t> share(c10::ArrayRef<int64_t> lengths, int64_t heads, int64_t parts) {
-  auto work = [](int64_t length) { return length * (length + 64); };
+// First (group, head) of each of `parts` parts of about equal work. parts + 1 entries
+std::vector<int64_t> share(const std::vector<Group>& groups, int64_t heads, int64_t parts) {
+  auto work = [](const Group& group) { return group.rows() * group.keys * (group.keys + 64); };
   int64_t total = 0;
-  for (const int64_t length : lengths) total += work(length) * heads;
-  std::vector<int64_t> bounds(parts + 1, static_cast<int64_t>(lengths.size()) * heads);
+  for (const Group& group : groups) total += work(group) * heads;
+  std::vector<int64_t> bounds(parts + 1, static_cast<int64_t>(groups.size()) * heads);
   bounds[0] = 0;
   int64_t done = 0, part = 1, index = 0;
-  for (const int64_t length : lengths) {
+  for (const Group& group : groups) {
     for (int64_t head = 0; head < heads; ++head, ++index) {
       while (part < parts && done * parts >= total * part) bounds[part++] = index;
-      done += work(length);
+      done += work(group);
     }
   }
   return bounds;
@@ -286,20 +360,18 @@ template <typename T>
 void attend(const at::Tensor& qkv, c10::ArrayRef<int64_t> lengths, const Tables<T>& tables,
             int64_t heads, at::Tensor& out) {
   const int64_t hidden = out.size(1), head_size = hidden / heads;
-  const int64_t longest = *std::max_element(lengths.begin(), lengths.end());
-  std::vector<int64_t> starts(lengths.size() + 1, 0);
-  for (size_t row = 0; row < lengths.size(); ++row) starts[row + 1] = starts[row] + lengths[row];
+  const auto groups = group_rows(lengths);
   const T* from = qkv.const_data_ptr<T>();
   T* to = out.mutable_data_ptr<T>();
-  const int64_t parts = std::min<int64_t>(at::get_num_threads(), lengths.size() * heads);
-  const auto bounds = share(lengths, heads, parts);
+  const int64_t parts = std::min<int64_t>(at::get_num_threads(), groups.size() * heads);
+  const auto bounds = share(groups, heads, parts);
   at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-    Scratch<T> scratch(longest, head_size);
+    Scratch<T> scratch(groups, head_size);
     for (int64_t index = bounds[begin]; index < bounds[end]; ++index) {
-      const int64_t row = index / heads, head = index % heads;
-      Head<T>(from + starts[row] * 3 * hidden + head * head_size, 3 * hidden, hidden, lengths[row],
-              head_size, scratch)
-          .run(tables, head, to + starts[row] * hidden + head * head_size);
+      const int64_t head = index % heads;
+      Head<T>(from + head * head_size, to + head * head_size, hidden, head_size,
+              groups[index / heads], scratch)
+          .run(tables, head);
     }
     release(kInterleave<T> == 2);
   });
@@ -377,7 +449,8 @@ void add_norm_all(const at::Tensor& x, const at::Tensor& residual, const at::Ten
   const float* weight_ = weight.const_data_ptr<float>();
   const float* bias_ = bias.const_data_ptr<float>();
   T* out_ = out.mutable_data_ptr<T>();
-  at::parallel_for(0, x.size(0), std::max<int64_t>(1, 8192 / hidden), [&](int64_t begin, int64_t end) {
+  const int64_t grain = std::max<int64_t>(1, 8192 / hidden);
+  at::parallel_for(0, x.size(0), grain, [&](int64_t begin, int64_t end) {
     std::vector<float> buffer(hidden);
     for (int64_t row = begin; row < end; ++row) {
       add_norm_row<T>(x_ + row * hidden, residual_ + row * hidden, weight_, bias_,

@@ -73,8 +73,12 @@ inline float sum_of(const Floats& values) {
 }
 
 inline float highest_of(const Floats& values) {
+#if defined(CPU_CAPABILITY_AVX512)
+  return _mm512_reduce_max_ps(values);
+#else
   return at::vec::vec_reduce_all<float>([](Floats& a, Floats& b) { return at::vec::maximum(a, b); },
                                         values);
+#endif
 }
 
 // maximum without at::vec's care for NaN, which costs three instructions.
