@@ -1,14 +1,15 @@
 """The plain pass on a CPU: weights laid out once, fused kernels, no gradients.
 
-Rows are packed, so nothing is computed on padding, and taken in chunks whose intermediate results
-stay in the cache. Token counts are rounded up to a few sizes, because the matrix products compile
-code for every new one.
+Rows are packed, so nothing is computed on padding. A batch with enough tokens is divided among the
+threads, a few whole rows for each, and no thread waits for another until the end; a smaller one goes
+through the layers with all threads on each product. Token counts are rounded up to a few sizes,
+because the products compile code for every new one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +20,13 @@ from labelmux_encoder.config import EncoderConfig
 from labelmux_encoder.errors import InputTooLongError
 from labelmux_encoder.model import Affine, EncoderTensors, LayerTensors, embed
 
-#: Most tokens that pass through the layers together, unless one row has more.
+#: Most tokens that pass through the layers together, unless one row has more: their intermediate
+#: results stay in the cache.
 CHUNK_TOKENS = 1024
+#: A thread with fewer tokens of its own would spend its time on reading the weights.
+_LEAST_SHARE_TOKENS = 96
+#: A division is worth it if the largest share is at most this many times the mean.
+_MOST_UNEVEN = 1.3
 #: Activations that the matrix product applies itself, with its name for them.
 _FUSED_ACTIVATIONS = {"gelu": ("gelu", "none"), "gelu_new": ("gelu", "tanh"), "relu": ("relu", "")}
 
@@ -41,58 +47,42 @@ def rounded(tokens: int) -> int:
     return -(-tokens // step) * step
 
 
-class _Linear:
-    """A linear map with its weight in the order that the matrix product reads."""
+class Chunks(NamedTuple):
+    """How the rows of a batch go through the layers."""
 
-    def __init__(self, affine: Affine, dtype: torch.dtype, activation: str | None = None) -> None:
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(
-            affine.weight.to(dtype).contiguous(), CHUNK_TOKENS
-        )
-        self._bias = None if affine.bias is None else affine.bias.to(dtype)
-        self._after, self._algorithm = _FUSED_ACTIVATIONS.get(activation or "", ("none", ""))
-
-    def __call__(self, x: Tensor) -> Tensor:
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self._weight, self._bias, self._after, [], self._algorithm
-        )
-        return found
+    #: Rows of each chunk, in their order.
+    rows: list[int]
+    #: Tokens of each chunk.
+    tokens: list[int]
+    #: A thread for each chunk, or one chunk after the other with all threads.
+    side_by_side: bool
 
 
-class _Norm:
-    """``LayerNorm(x + residual)`` into a given place."""
-
-    def __init__(self, affine: Affine, epsilon: float) -> None:
-        assert affine.bias is not None
-        self._weight, self._bias = affine.weight.float(), affine.bias.float()
-        self._epsilon = epsilon
-
-    def __call__(self, x: Tensor, residual: Tensor, out: Tensor) -> None:
-        kernels.add_norm(x, residual, self._weight, self._bias, self._epsilon, out)
-
-
-class _Layer:
-    def __init__(self, config: EncoderConfig, layer: LayerTensors, dtype: torch.dtype) -> None:
-        self._heads = config.num_heads
-        self._qkv = _Linear(layer.qkv, dtype)
-        self._tables = kernels.KernelTables.of(layer.positions, dtype)
-        self._attention_out = _Linear(layer.attention_out, dtype)
-        self._attention_norm = _Norm(layer.attention_norm, config.layer_norm_eps)
-        self._ffn_in = _Linear(layer.ffn_in, dtype, config.hidden_act)
-        self._ffn_out = _Linear(layer.ffn_out, dtype)
-        self._ffn_norm = _Norm(layer.ffn_norm, config.layer_norm_eps)
-
-    def __call__(self, hidden: Tensor, lengths: Sequence[int], work: _Work, out: Tensor) -> None:
-        kernels.attention(self._qkv(hidden), lengths, self._tables, self._heads, work.context)
-        self._attention_norm(self._attention_out(work.context), hidden, work.attended)
-        self._ffn_norm(self._ffn_out(self._ffn_in(work.attended)), work.attended, out)
+def divide(lengths: Sequence[int], threads: int) -> Chunks:
+    """A share for each thread where there is enough for all, else chunks that fit the cache."""
+    tokens = sum(lengths)
+    if threads > 1 and tokens >= threads * _LEAST_SHARE_TOKENS:
+        rounds = -(-tokens // (threads * CHUNK_TOKENS))
+        shares = _cut(lengths, tokens / (threads * rounds))
+        even = max(shares.tokens) * threads * rounds <= _MOST_UNEVEN * tokens
+        if even and len(shares.rows) <= threads * rounds:
+            return shares._replace(side_by_side=True)
+    return _cut(lengths, CHUNK_TOKENS, within=True)
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """Memory of one chunk that every layer uses again. Each [M, H]"""
-
-    context: Tensor
-    attended: Tensor
+def _cut(lengths: Sequence[int], target: float, *, within: bool = False) -> Chunks:
+    """Chunks that end nearest to the multiples of ``target`` tokens, or ``within`` it."""
+    rows, tokens, done = [0], [0], 0
+    for length in lengths:
+        reach = tokens[-1] + length if within else done + length / 2
+        limit = target if within else len(rows) * target
+        if rows[-1] and reach > limit:
+            rows.append(0)
+            tokens.append(0)
+        rows[-1] += 1
+        tokens[-1] += length
+        done += length
+    return Chunks(rows, tokens, side_by_side=False)
 
 
 class CpuPass:
@@ -102,7 +92,10 @@ class CpuPass:
         self._config = config
         self._dtype = dtype
         self._embedding = tensors
-        self._layers = [_Layer(config, layer, dtype) for layer in tensors.layers]
+        self._centre = 0
+        self._constants: list[Tensor] = []
+        for layer in tensors.layers:
+            self._constants += self._layer_constants(layer)
 
     def __call__(self, rows: PackedRows) -> Tensor:
         """Hidden states of every layer, the embedding output first. [L+1, N, H]
@@ -110,44 +103,52 @@ class CpuPass:
         Raises:
             InputTooLongError: a row is longer than the encoder's limit.
         """
-        if max(rows.lengths) > self._config.max_tokens:
-            raise InputTooLongError(max(rows.lengths), self._config.max_tokens)
-        tokens = sum(rows.lengths)
-        # A chunk's last rows, which only round its size up, are written over by the next chunk.
+        config = self._config
+        if max(rows.lengths) > config.max_tokens:
+            raise InputTooLongError(max(rows.lengths), config.max_tokens)
+        chunks = divide(rows.lengths, torch.get_num_threads())
         states = torch.empty(
-            len(self._layers) + 1, tokens + 64, self._config.hidden_size, dtype=self._dtype
+            config.num_layers + 1, sum(rows.lengths), config.hidden_size, dtype=self._dtype
         )
-        for first, lengths in chunks(rows.lengths):
-            self._run_chunk(rows, first, lengths, states)
-        return states[:, :tokens]
-
-    def _run_chunk(
-        self, rows: PackedRows, first: int, lengths: Sequence[int], states: Tensor
-    ) -> None:
-        tokens = sum(lengths)
-        size = rounded(tokens)
-        part = states[:, first : first + size]
-        part[0, :tokens] = embed(
-            self._config,
-            self._embedding,
-            PackedRows(
-                rows.token_ids[first : first + tokens],
-                rows.type_ids[first : first + tokens],
-                tuple(lengths),
-            ),
+        states[0] = embed(config, self._embedding, rows)
+        torch.ops.labelmux.layers(
+            self._constants,
+            rows.lengths,
+            chunks.rows,
+            [rounded(count) for count in chunks.tokens],
+            chunks.side_by_side,
+            config.num_heads,
+            self._centre,
+            config.layer_norm_eps,
+            *_FUSED_ACTIVATIONS[config.hidden_act],
+            states,
         )
-        part[0, tokens:] = 0
-        work = _Work(*torch.zeros(2, size, self._config.hidden_size, dtype=self._dtype))
-        for index, layer in enumerate(self._layers):
-            layer(part[index], lengths, work, part[index + 1])
+        return states
+
+    def _layer_constants(self, layer: LayerTensors) -> list[Tensor]:
+        """In the order of ``Pass::layer`` in kernels.cpp."""
+        tables = kernels.KernelTables.of(layer.positions, self._dtype)
+        self._centre = tables.centre
+        nothing = torch.empty(0, dtype=self._dtype)
+        return [
+            *self._linear(layer.qkv),
+            nothing if tables.key is None else tables.key,
+            nothing if tables.query is None else tables.query,
+            *self._linear(layer.attention_out),
+            *_norm(layer.attention_norm),
+            *self._linear(layer.ffn_in),
+            *self._linear(layer.ffn_out),
+            *_norm(layer.ffn_norm),
+        ]
+
+    def _linear(self, affine: Affine) -> tuple[Tensor, Tensor]:
+        """The weight in the order that the matrix product reads, and the bias."""
+        assert affine.bias is not None
+        weight = affine.weight.to(self._dtype).contiguous()
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, CHUNK_TOKENS)
+        return packed, affine.bias.to(self._dtype)
 
 
-def chunks(lengths: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
-    """Rows in their order, as (first token, lengths) of each chunk."""
-    first_row, first_token, tokens = 0, 0, 0
-    for row, length in enumerate(lengths):
-        if tokens and tokens + length > CHUNK_TOKENS:
-            yield first_token, lengths[first_row:row]
-            first_row, first_token, tokens = row, first_token + tokens, 0
-        tokens += length
-    yield first_token, lengths[first_row:]
+def _norm(affine: Affine) -> tuple[Tensor, Tensor]:
+    assert affine.bias is not None
+    return affine.weight.float(), affine.bias.float()

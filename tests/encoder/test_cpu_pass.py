@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from tests.encoder.test_model import VARIANTS, stock
 from labelmux_encoder import kernels
 from labelmux_encoder.batch import PackedRows
 from labelmux_encoder.config import EncoderConfig
-from labelmux_encoder.cpu_pass import CHUNK_TOKENS, CpuPass, chunks, rounded, supports
+from labelmux_encoder.cpu_pass import CHUNK_TOKENS, CpuPass, divide, rounded, supports
 from labelmux_encoder.model import EncoderTensors, derive, run_pass
 from labelmux_encoder.weights import read_checkpoint
 
@@ -136,16 +135,46 @@ def test_attention_leaves_rows_beyond_the_last_token_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lengths", "expected"),
+    ("lengths", "rows"),
     [
-        ((3, 4), [(0, (3, 4))]),
-        ((CHUNK_TOKENS,), [(0, (CHUNK_TOKENS,))]),
-        ((CHUNK_TOKENS - 1, 1, 1), [(0, (CHUNK_TOKENS - 1, 1)), (CHUNK_TOKENS, (1,))]),
-        ((CHUNK_TOKENS + 5, 2), [(0, (CHUNK_TOKENS + 5,)), (CHUNK_TOKENS + 5, (2,))]),
+        ((3, 4), [2]),
+        ((CHUNK_TOKENS - 1, 1, 1), [2, 1]),
+        ((CHUNK_TOKENS + 5, 2), [1, 1]),
+        ((500, 500, 500), [2, 1]),
     ],
 )
-def test_chunks_hold_whole_rows(lengths: tuple[int, ...], expected: list[Any]) -> None:
-    assert [(first, tuple(part)) for first, part in chunks(lengths)] == expected
+def test_a_batch_that_cannot_be_shared_goes_in_chunks_that_fit(
+    lengths: tuple[int, ...], rows: list[int]
+) -> None:
+    found = divide(lengths, threads=4)
+    assert (found.rows, found.side_by_side) == (rows, False)
+
+
+@pytest.mark.parametrize("lengths", [(16,) * 60, (512,) * 8, (21,) * 32, (10, 200, 30, 90) * 20])
+def test_a_large_batch_is_shared_evenly(lengths: tuple[int, ...]) -> None:
+    found = divide(lengths, threads=4)
+    assert found.side_by_side
+    assert sum(found.rows) == len(lengths)
+    assert sum(found.tokens) == sum(lengths)
+    assert max(found.tokens) <= 1.3 * sum(lengths) / len(found.rows)
+
+
+@needs_kernels
+def test_shares_and_chunks_give_the_same_features() -> None:
+    config, tensors = made("v3")
+    fast = CpuPass(config, tensors, torch.float32)
+    rows = random_rows(config, (10, 200, 30, 90) * 5)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert divide(rows.lengths, 3).side_by_side
+        with torch.inference_mode():
+            shared = fast(rows)
+            torch.set_num_threads(1)
+            alone = fast(rows)
+    finally:
+        torch.set_num_threads(threads)
+    assert (shared - alone).abs().max().item() < ROW_TOLERANCE
 
 
 def test_sizes_are_few_and_never_below_the_tokens() -> None:

@@ -106,10 +106,3 @@ def attention(
         out: contiguous; rows beyond the last token are left as they are. [M, H]
     """
     torch.ops.labelmux.attention(qkv, lengths, tables.key, tables.query, tables.centre, heads, out)
-
-
-def add_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, epsilon: float, out: Tensor
-) -> None:
-    """``LayerNorm(x + residual)`` into ``out``; weight and bias in fp32. [N, H]"""
-    torch.ops.labelmux.add_norm(x, residual, weight, bias, epsilon, out)

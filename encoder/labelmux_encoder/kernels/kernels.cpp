@@ -1,18 +1,23 @@
-// Two fused CPU kernels of the frozen pass, as torch operators.
+// The frozen pass on a CPU, as torch operators.
 //
 // labelmux::attention      disentangled attention over packed rows, no padding, no [T, T] in memory
-// labelmux::add_norm       LayerNorm(x + residual)
+// labelmux::layers         all layers over packed rows
 //
-// Both read float or bfloat16, compute sums and softmax in float, and have no gradient.
+// They read float or bfloat16, compute sums and softmax in float, and have no gradient.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/native/CPUBlas.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/core/InferenceMode.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <exception>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -462,13 +467,115 @@ void add_norm_all(const at::Tensor& x, const at::Tensor& residual, const at::Ten
 // x, residual and out [N, H] contiguous, of one dtype; weight and bias [H] float.
 void add_norm(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& weight,
               const at::Tensor& bias, double epsilon, at::Tensor& out) {
-  TORCH_CHECK(x.is_contiguous() && residual.is_contiguous() && out.is_contiguous(),
-              "add_norm takes contiguous tensors");
   if (x.scalar_type() == at::kBFloat16) {
     add_norm_all<BFloat16>(x, residual, weight, bias, epsilon, out);
   } else {
     add_norm_all<float>(x, residual, weight, bias, epsilon, out);
   }
+}
+
+using Linear = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
+                          c10::string_view, c10::List<std::optional<at::Scalar>>,
+                          std::optional<c10::string_view>);
+
+// oneDNN's product with a weight in its own order, and an activation after it.
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                  c10::string_view after = "none", c10::string_view algorithm = "") {
+  static const auto product = c10::Dispatcher::singleton()
+                                  .findSchemaOrThrow("mkldnn::_linear_pointwise", "")
+                                  .typed<Linear>();
+  return product.call(x, weight, bias, after, c10::List<std::optional<at::Scalar>>(), algorithm);
+}
+
+// What a pass over some rows needs besides the rows.
+struct Pass {
+  static constexpr int64_t kTensors = 14;  // of one layer, in the order of _Layer.constants
+
+  at::TensorList constants;
+  int64_t heads;
+  int64_t centre;
+  double epsilon;
+  c10::string_view activation;
+  c10::string_view algorithm;
+
+  int64_t layers() const { return static_cast<int64_t>(constants.size()) / kTensors; }
+
+  // One layer over whole rows. hidden, context, attended, out [M, H]; M is at least the tokens.
+  void layer(int64_t index, c10::ArrayRef<int64_t> lengths, const at::Tensor& hidden,
+             at::Tensor& context, at::Tensor& attended, at::Tensor& out) const {
+    const at::Tensor* of = constants.data() + index * kTensors;
+    const auto table = [](const at::Tensor& t) {
+      return t.numel() ? std::optional<at::Tensor>(t) : std::nullopt;
+    };
+    attention(linear(hidden, of[0], of[1]), lengths, table(of[2]), table(of[3]), centre, heads,
+              context);
+    add_norm(linear(context, of[4], of[5]), hidden, of[6], of[7], epsilon, attended);
+    add_norm(linear(linear(attended, of[8], of[9], activation, algorithm), of[10], of[11]),
+             attended, of[12], of[13], epsilon, out);
+  }
+};
+
+// Whole rows that pass through the layers together.
+struct Chunk {
+  int64_t first;   // token
+  int64_t tokens;
+  int64_t size;    // of the products, at least the tokens
+  c10::ArrayRef<int64_t> lengths;
+};
+
+// Its states, from the embedding output on. Products read rows beyond the last token; they are
+// zeros at first, and whatever became of them later.
+void run_chunk(const Pass& pass, const Chunk& chunk, at::Tensor& states) {
+  at::Tensor hidden = at::zeros({chunk.size, states.size(2)}, states.options());
+  at::Tensor context = at::zeros_like(hidden);
+  at::Tensor attended = at::empty_like(hidden), next = at::empty_like(hidden);
+  hidden.narrow(0, 0, chunk.tokens).copy_(states[0].narrow(0, chunk.first, chunk.tokens));
+  for (int64_t index = 0; index < pass.layers(); ++index) {
+    pass.layer(index, chunk.lengths, hidden, context, attended, next);
+    states[index + 1].narrow(0, chunk.first, chunk.tokens).copy_(next.narrow(0, 0, chunk.tokens));
+    std::swap(hidden, next);
+  }
+}
+
+// A thread for each chunk: none waits for another between the first layer and the last.
+void run_side_by_side(const Pass& pass, const std::vector<Chunk>& chunks, at::Tensor& states) {
+  const int64_t count = static_cast<int64_t>(chunks.size());
+  std::exception_ptr error;
+#pragma omp parallel for schedule(dynamic, 1)
+  for (int64_t place = 0; place < count; ++place) {
+    try {
+      c10::InferenceMode inference;
+      run_chunk(pass, chunks[place], states);
+    } catch (...) {
+#pragma omp critical
+      error = std::current_exception();
+    }
+  }
+  if (error) std::rethrow_exception(error);
+}
+
+// states [L+1, N, H] contiguous; its first layer is the embedding output, the others are written.
+// Chunk i is the next chunk_rows[i] rows; its products have chunk_sizes[i] rows of tokens.
+void layers(at::TensorList constants, c10::ArrayRef<int64_t> lengths,
+            c10::ArrayRef<int64_t> chunk_rows, c10::ArrayRef<int64_t> chunk_sizes,
+            bool side_by_side, int64_t heads, int64_t centre, double epsilon,
+            c10::string_view activation, c10::string_view algorithm, at::Tensor& states) {
+  const Pass pass{constants, heads, centre, epsilon, activation, algorithm};
+  TORCH_CHECK(states.is_contiguous() && states.size(0) == pass.layers() + 1 &&
+                  chunk_rows.size() == chunk_sizes.size(),
+              "layers: wrong shapes");
+  std::vector<Chunk> chunks;
+  int64_t first_row = 0, first = 0;
+  for (size_t index = 0; index < chunk_rows.size(); ++index) {
+    const auto part = lengths.slice(first_row, chunk_rows[index]);
+    int64_t tokens = 0;
+    for (const int64_t length : part) tokens += length;
+    chunks.push_back({first, tokens, chunk_sizes[index], part});
+    first_row += chunk_rows[index];
+    first += tokens;
+  }
+  if (side_by_side) return run_side_by_side(pass, chunks, states);
+  for (const Chunk& chunk : chunks) run_chunk(pass, chunk, states);
 }
 
 }  // namespace
@@ -478,11 +585,16 @@ TORCH_LIBRARY(labelmux, library) {
       "attention(Tensor qkv, int[] lengths, Tensor? key, Tensor? query, int centre, int heads, "
       "Tensor(a!) out) -> ()");
   library.def(
-      "add_norm(Tensor x, Tensor residual, Tensor weight, Tensor bias, float epsilon, "
-      "Tensor(a!) out) -> ()");
+      "layers(Tensor[] constants, int[] lengths, int[] chunk_rows, int[] chunk_sizes, "
+      "bool side_by_side, int heads, int centre, float epsilon, str activation, str algorithm, "
+      "Tensor(a!) states) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(labelmux, CPU, library) {
   library.impl("attention", &attention);
-  library.impl("add_norm", &add_norm);
+}
+
+// Weights in oneDNN's order are of this backend.
+TORCH_LIBRARY_IMPL(labelmux, MkldnnCPU, library) {
+  library.impl("layers", &layers);
 }
