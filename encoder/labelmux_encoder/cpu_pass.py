@@ -1,9 +1,9 @@
 """The plain pass on a CPU: weights laid out once, fused kernels, no gradients.
 
 Rows are packed, so nothing is computed on padding. A batch with enough tokens is divided among the
-threads, a few whole rows for each, and no thread waits for another until the end; a smaller one goes
-through the layers with all threads on each product. Token counts are rounded up to a few sizes,
-because the products compile code for every new one.
+threads, a few whole rows for each, and no thread waits for another until the end; a smaller one
+goes through the layers with all threads on each product. Token counts are rounded up to a few
+sizes, because the products compile code for every new one.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class CpuPass:
         return states
 
     def _layer_constants(self, layer: LayerTensors) -> list[Tensor]:
-        """In the order of ``Pass::layer`` in kernels.cpp."""
+        """In the order of ``Pass::layer`` in ``kernels.cpp``."""
         tables = kernels.KernelTables.of(layer.positions, self._dtype)
         self._centre = tables.centre
         nothing = torch.empty(0, dtype=self._dtype)

@@ -122,18 +122,6 @@ def test_a_row_alone_equals_the_row_in_any_batch() -> None:
             assert (found - alone).abs().max().item() < ROW_TOLERANCE
 
 
-@needs_kernels
-def test_attention_leaves_rows_beyond_the_last_token_alone() -> None:
-    config, tensors = made("v3")
-    tables = kernels.KernelTables.of(tensors.layers[0].positions, torch.float32)
-    qkv = torch.full((32, 3 * config.hidden_size), float("nan"))
-    qkv[:5] = torch.randn(5, 3 * config.hidden_size)
-    out = torch.full((32, config.hidden_size), 7.0)
-    kernels.attention(qkv, [2, 3], tables, config.num_heads, out)
-    assert bool(out[:5].isfinite().all())
-    assert bool((out[5:] == 7.0).all())
-
-
 @pytest.mark.parametrize(
     ("lengths", "rows"),
     [

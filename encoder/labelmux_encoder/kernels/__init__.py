@@ -8,7 +8,6 @@ same features by plain torch, slower.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +63,7 @@ def load() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class KernelTables:
-    """One layer's position terms as ``attention`` reads them; distance 0 lies at ``centre``."""
+    """One layer's position terms as the kernels read them; distance 0 lies at ``centre``."""
 
     #: Distance falling; bfloat16 pairs of D side by side. [heads, D, width]
     key: Tensor | None
@@ -91,18 +90,3 @@ def _widen(table: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if table is None:
         return None
     return functional.pad(table, (0, 0, _MARGIN, _MARGIN)).to(dtype).contiguous()
-
-
-def attention(
-    qkv: Tensor, lengths: Sequence[int], tables: KernelTables, heads: int, out: Tensor
-) -> None:
-    """Attention of each row over itself, into ``out``.
-
-    Args:
-        qkv: queries (scaled already), keys and values side by side, at least N rows. [M, 3H]
-        lengths: tokens of each row; they follow each other from the first row of ``qkv`` on.
-        tables: the layer's position terms, of the dtype of ``qkv``.
-        heads: attention heads.
-        out: contiguous; rows beyond the last token are left as they are. [M, H]
-    """
-    torch.ops.labelmux.attention(qkv, lengths, tables.key, tables.query, tables.centre, heads, out)

@@ -1,9 +1,8 @@
-// The frozen pass on a CPU, as torch operators.
+// The layers of the frozen pass on a CPU, as one torch operator over packed rows.
 //
-// labelmux::attention      disentangled attention over packed rows, no padding, no [T, T] in memory
-// labelmux::layers         all layers over packed rows
-//
-// They read float or bfloat16, compute sums and softmax in float, and have no gradient.
+// Attention is ours: no padding, both position terms inside, nothing of size [T, T] kept. So is
+// LayerNorm(x + residual). The other products are oneDNN's. All read float or bfloat16, compute sums
+// and softmax in float, and have no gradient.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -401,8 +400,6 @@ Tables<T> tables_of(const std::optional<at::Tensor>& key, const std::optional<at
 void attention(const at::Tensor& qkv, c10::ArrayRef<int64_t> lengths,
                const std::optional<at::Tensor>& key, const std::optional<at::Tensor>& query,
                int64_t centre, int64_t heads, at::Tensor& out) {
-  TORCH_CHECK(qkv.is_contiguous() && out.is_contiguous(), "attention takes contiguous tensors");
-  TORCH_CHECK(qkv.size(1) == 3 * out.size(1) && !lengths.empty(), "attention: wrong shapes");
   if (qkv.scalar_type() == at::kBFloat16) {
     attend<BFloat16>(qkv, lengths, tables_of<BFloat16>(key, query, centre), heads, out);
   } else {
@@ -489,7 +486,7 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tenso
 
 // What a pass over some rows needs besides the rows.
 struct Pass {
-  static constexpr int64_t kTensors = 14;  // of one layer, in the order of _Layer.constants
+  static constexpr int64_t kTensors = 14;  // of one layer, in the order of CpuPass._layer_constants
 
   at::TensorList constants;
   int64_t heads;
@@ -582,16 +579,9 @@ void layers(at::TensorList constants, c10::ArrayRef<int64_t> lengths,
 
 TORCH_LIBRARY(labelmux, library) {
   library.def(
-      "attention(Tensor qkv, int[] lengths, Tensor? key, Tensor? query, int centre, int heads, "
-      "Tensor(a!) out) -> ()");
-  library.def(
       "layers(Tensor[] constants, int[] lengths, int[] chunk_rows, int[] chunk_sizes, "
       "bool side_by_side, int heads, int centre, float epsilon, str activation, str algorithm, "
       "Tensor(a!) states) -> ()");
-}
-
-TORCH_LIBRARY_IMPL(labelmux, CPU, library) {
-  library.impl("attention", &attention);
 }
 
 // Weights in oneDNN's order are of this backend.
