@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from labelmux_encoder.tokenizer import TextInput, Tokenizer, TokenRow
-from labelmux_server.batcher import Batcher, Row, Submission
+from labelmux_server.batcher import Batcher
 from labelmux_server.errors import (
     NeedsPairsError,
     ServerError,
@@ -23,6 +23,7 @@ from labelmux_server.errors import (
     TooManyTextsError,
 )
 from labelmux_server.registry import Lease, Registry, Version
+from labelmux_server.submission import Row, Submission
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from prometheus_client import (
     generate_latest,
 )
 
-from labelmux_server.batcher import Batch, Batcher
+from labelmux_server.batcher import Batcher
+from labelmux_server.submission import Batch
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -43,10 +44,7 @@ class Metrics:
             "labelmux_encoder_rows_total", "Texts that went through the encoder.", registry=registry
         )
         self._tokens = Counter(
-            "labelmux_batch_tokens_total",
-            "Tokens of the encoder's batches: real ones, and padded as computed.",
-            ("kind",),
-            registry=registry,
+            "labelmux_batch_tokens_total", "Tokens of the batches.", registry=registry
         )
         self._batch_rows = Histogram(
             "labelmux_batch_encoder_rows",
@@ -94,8 +92,7 @@ class Metrics:
         """A batch ran, well or not."""
         self._rows.inc(sum(len(row.readers) for row in batch.rows))
         self._encoder_rows.inc(len(batch.rows))
-        self._tokens.labels("real").inc(batch.tokens)
-        self._tokens.labels("padded").inc(batch.padded_tokens)
+        self._tokens.inc(batch.tokens)
         self._batch_rows.observe(len(batch.rows))
         self._batch_duration.observe(seconds)
         for row in batch.rows:

@@ -16,9 +16,10 @@ from labelmux_adapters.bank import Bank
 from labelmux_encoder.batch import pack_rows
 from labelmux_encoder.tokenizer import TokenRow
 from labelmux_encoder.weights import LoadedEncoder
-from labelmux_server.batcher import Batch, Batcher
+from labelmux_server.batcher import Batcher
 from labelmux_server.errors import DrainingError
 from labelmux_server.metrics import Metrics
+from labelmux_server.submission import Batch
 
 _log = logging.getLogger(__name__)
 

@@ -81,10 +81,8 @@ class Settings:
         repr=False,
         metadata=_about("Key that uploads and other changes must carry.", secret=True),
     )
-    max_batch_tokens: int = field(
-        default=8192, metadata=_about("Most tokens in one pass, padding counted.", low=1)
-    )
-    max_batch_rows: int = field(default=256, metadata=_about("Most texts in one pass.", low=1))
+    max_batch_tokens: int = field(default=8192, metadata=_about("Most tokens in one batch.", low=1))
+    max_batch_rows: int = field(default=256, metadata=_about("Most texts in one batch.", low=1))
     max_wait_ms: float = field(
         default=50.0,
         metadata=_about("How long a text may be passed over for nearer lengths.", low=0),

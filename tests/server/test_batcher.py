@@ -4,9 +4,12 @@ import threading
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from labelmux_server.batcher import Batcher, Limits, Row, Submission
+from labelmux_server.batcher import Batcher, Limits
 from labelmux_server.errors import OverloadedError, TimedOutError
+from labelmux_server.submission import Row, Submission
 
 
 class Clock:
@@ -51,10 +54,10 @@ def echo(batch) -> list[list[str]]:
     ]
 
 
-def test_a_batch_stays_within_the_padded_budget():
+def test_a_batch_stays_within_its_tokens_and_counts_no_padding():
     batcher = Batcher(limits(), Clock())
-    submit(batcher, row(30), row(31), row(32), row(33))
-    assert lengths(batcher.take_now().rows) == [30, 31, 32]
+    submit(batcher, row(30), row(31), row(32), row(33), row(7))
+    assert lengths(batcher.take_now().rows) == [30, 31, 32, 7]
     assert lengths(batcher.take_now().rows) == [33]
     assert batcher.take_now() is None
 
@@ -72,7 +75,7 @@ def test_a_batch_stays_within_its_rows():
 
 
 def test_the_oldest_row_goes_with_the_nearest_lengths():
-    batcher = Batcher(limits(), Clock())
+    batcher = Batcher(limits(max_batch_rows=4), Clock())
     submit(batcher, row(20), row(2), row(21), row(3), row(19), row(4), row(22))
     assert lengths(batcher.take_now().rows) == [20, 21, 19, 22]
     assert lengths(batcher.take_now().rows) == [2, 3, 4]
@@ -85,6 +88,47 @@ def test_a_row_that_waited_too_long_goes_before_nearer_lengths():
     clock.now += 0.2
     submit(batcher, row(10, start=1), row(11))
     assert lengths(batcher.take_now().rows) == [10, 40]
+
+
+def test_rows_that_waited_too_long_go_in_order_of_arrival():
+    clock = Clock()
+    batcher = Batcher(limits(max_batch_rows=3), clock)
+    submit(batcher, row(10), row(40), row(30), row(11))
+    clock.now += 0.2
+    submit(batcher, row(10, start=1))
+    assert lengths(batcher.take_now().rows) == [10, 40, 30]
+    assert lengths(batcher.take_now().rows) == [11, 10]
+
+
+@given(
+    steps=st.lists(st.lists(st.integers(1, 100), min_size=1, max_size=12), min_size=1, max_size=12),
+    takes=st.integers(0, 3),
+    apart_s=st.sampled_from([0.0, 0.01, 0.1]),
+)
+def test_every_row_goes_once_within_the_limits_and_the_oldest_first(steps, takes, apart_s):
+    clock = Clock()
+    batcher = Batcher(limits(max_queue_tokens=10**6, max_queue_rows=10**6), clock)
+    arrived, gone, batches = [], [], []
+
+    def take() -> None:
+        if (batch := batcher.take_now()) is not None:
+            batches.append(batch)
+            waiting = [ids for ids in arrived if ids not in gone]
+            assert batch.rows[0].token_ids == waiting[0]
+            gone.extend(item.token_ids for item in batch.rows)
+
+    for number, step in enumerate(steps):
+        clock.now += apart_s
+        rows = [row(length, start=1000 * number + at) for at, length in enumerate(step)]
+        submit(batcher, *rows, timeout_s=1e9)
+        arrived.extend(item.token_ids for item in rows)
+        for _ in range(takes):
+            take()
+    while batcher.queued_rows:
+        take()
+    assert sorted(gone) == sorted(arrived)
+    assert batcher.queued_tokens == 0
+    assert all(batch.tokens <= 100 and len(batch.rows) <= 8 for batch in batches)
 
 
 def test_nobody_waits_for_ever_behind_a_stream_of_other_lengths():

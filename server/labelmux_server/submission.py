@@ -1,0 +1,114 @@
+"""What a request waits for, and what the replica runs for it. No torch, no threads.
+
+A ``Submission`` is what one request waits for: rows, each one text for one task. Rows that the
+encoder would read alike, of any request or task, are one ``EncoderRow``; a ``Batch`` is some of
+those.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from labelmux_server.errors import TimedOutError
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One text for one task, tokenised."""
+
+    token_ids: tuple[int, ...]
+    type_ids: tuple[int, ...]
+    #: Where the answer's adapter is; the batcher never looks inside.
+    slot: Any
+    #: What besides the tokens decides the pass: None for adapters that read plain features.
+    edit: Hashable = None
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for rows that one encoder row can serve."""
+        return (self.edit, self.token_ids, self.type_ids)
+
+
+@dataclass(slots=True, eq=False)
+class Submission:
+    """What one request waits for. Its answers are touched on the event loop only."""
+
+    rows: Sequence[Row]
+    #: From ``submit`` on; rows that still wait then are dropped.
+    timeout_s: float
+    #: Called once, when no row of it waits or runs any more.
+    settled: Callable[[Submission], None]
+    answers: list[Any] = field(init=False)
+    error: BaseException | None = None
+    remaining: int = field(init=False)
+    #: On the batcher's clock; set by ``submit``.
+    deadline_s: float = math.inf
+
+    def __post_init__(self) -> None:
+        self.answers = [None] * len(self.rows)
+        self.remaining = len(self.rows)
+
+    def answer(self, place: int, value: Any) -> None:
+        """Row ``place`` is done."""
+        self.answers[place] = value
+        self._count(1)
+
+    def fail(self, rows: int, error: BaseException | None) -> None:
+        """That many rows will have no answer; the first error stands for the request."""
+        self.error = self.error or error
+        self._count(rows)
+
+    def _count(self, rows: int) -> None:
+        self.remaining -= rows
+        if rows and self.remaining == 0:
+            self.settled(self)
+
+
+@dataclass(slots=True, eq=False)
+class EncoderRow:
+    """One row of a pass, and every (submission, place) that its features answer."""
+
+    token_ids: tuple[int, ...]
+    type_ids: tuple[int, ...]
+    key: Hashable
+    waiting_since_s: float
+    readers: list[tuple[Submission, int]] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """What the replica runs next."""
+
+    rows: Sequence[EncoderRow]
+    #: Rows whose deadline has passed: to be failed, not run.
+    expired: Sequence[EncoderRow] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of its rows."""
+        return sum(row.tokens for row in self.rows)
+
+    def deliver(self, answers: Sequence[Sequence[Any]] | BaseException) -> None:
+        """Give every reader its answer, or every reader the error. On the event loop.
+
+        Args:
+            answers: one per reader, for each of ``rows``; or what went wrong.
+        """
+        for row in self.expired:
+            for submission, _ in row.readers:
+                submission.fail(1, TimedOutError(submission.timeout_s))
+        if isinstance(answers, BaseException):
+            for row in self.rows:
+                for submission, _ in row.readers:
+                    submission.fail(1, answers)
+            return
+        for row, values in zip(self.rows, answers, strict=True):
+            for (submission, place), value in zip(row.readers, values, strict=True):
+                submission.answer(place, value)
