@@ -146,10 +146,12 @@ class Engine:
         total = sum(distinct.values())
         if total > self._max_tokens:
             raise TooManyTextsError("tokens", total, self._max_tokens)
-        answers = await self._wait(call, rows) if rows else []
-        return Classified(call.columns(answers), len(distinct), total)
+        if not rows:
+            return Classified(call.columns([]), 0, 0)
+        submission = await self._wait(call, rows)
+        return Classified(call.columns(submission.answers), submission.encoder_rows, total)
 
-    async def _wait(self, call: _Call, rows: Sequence[Row]) -> Sequence[Any]:
+    async def _wait(self, call: _Call, rows: Sequence[Row]) -> Submission:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def settled(_: Submission) -> None:
@@ -167,7 +169,7 @@ class Engine:
                 self._batcher.cancel(submission)
         if submission.error is not None:
             raise submission.error
-        return submission.answers
+        return submission
 
 
 class _Call:

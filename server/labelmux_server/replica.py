@@ -18,8 +18,9 @@ from labelmux_encoder.tokenizer import TokenRow
 from labelmux_encoder.weights import LoadedEncoder
 from labelmux_server.batcher import Batcher
 from labelmux_server.errors import DrainingError
+from labelmux_server.feature_cache import FeatureCache
 from labelmux_server.metrics import Metrics
-from labelmux_server.submission import Batch
+from labelmux_server.submission import Batch, EncoderRow
 
 _log = logging.getLogger(__name__)
 
@@ -32,12 +33,14 @@ class Replica:
         loaded: LoadedEncoder,
         bank: Bank,
         batcher: Batcher,
+        cache: FeatureCache[torch.Tensor],
         metrics: Metrics,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._loaded = loaded
         self._bank = bank
         self._batcher = batcher
+        self._cache = cache
         self._metrics = metrics
         self._loop = loop
         self._thread = threading.Thread(target=self._run, name="labelmux-replica", daemon=True)
@@ -78,17 +81,41 @@ class Replica:
     @torch.inference_mode()
     def _answer(self, batch: Batch) -> list[list[NDArray[np.float32]]]:
         """Logits for every reader of every row."""
-        rows = pack_rows(
-            [TokenRow(row.token_ids, row.type_ids, truncated=False) for row in batch.rows]
-        )
-        features = self._loaded.encoder(rows)
+        features, order = self._features(batch.rows)
+        places = {index: place for place, index in enumerate(order)}
         wanted = [
-            (index, submission.rows[place].slot)
+            (places[index], submission.rows[place].slot)
             for index, row in enumerate(batch.rows)
             for submission, place in row.readers
         ]
-        logits = iter(self._bank.readout(features, rows.lengths, wanted))
+        lengths = [batch.rows[index].tokens for index in order]
+        logits = iter(self._bank.readout(features, lengths, wanted))
         return [[next(logits) for _ in row.readers] for row in batch.rows]
+
+    def _features(self, rows: Sequence[EncoderRow]) -> tuple[torch.Tensor, list[int]]:
+        """Features of all rows, those at hand first, and the rows' indices in that order."""
+        parts, hits, misses = list[torch.Tensor](), list[int](), list[int]()
+        for index, row in enumerate(rows):
+            found = self._cache.find(row.key)
+            row.cached = found is not None
+            if found is None:
+                misses.append(index)
+            else:
+                parts.append(found)
+                hits.append(index)
+        if misses:
+            parts.append(self._encode([rows[index] for index in misses]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1), hits + misses
+
+    def _encode(self, rows: Sequence[EncoderRow]) -> torch.Tensor:
+        """Features by a pass; the cache keeps a copy of those that it wants."""
+        features = self._loaded.encoder(
+            pack_rows([TokenRow(row.token_ids, row.type_ids, truncated=False) for row in rows])
+        )
+        for row, own in zip(rows, features.split([row.tokens for row in rows], 1), strict=True):
+            if self._cache.wants(row.key, own.nbytes):
+                self._cache.keep(row.key, own.clone())
+        return features
 
     def _warm_up(self) -> None:
         """The first passes of a process are slow; let no request be one of them."""

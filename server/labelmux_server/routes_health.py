@@ -23,6 +23,7 @@ _LIMITS = (
     "max_upload_bytes",
     "max_batch_tokens",
     "max_batch_rows",
+    "feature_cache_bytes",
     "max_queue_tokens",
     "max_queue_rows",
     "request_timeout_s",

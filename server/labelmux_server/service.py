@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from labelmux_adapters.bank import Bank
 from labelmux_encoder.weights import LoadedEncoder, load_encoder
@@ -16,6 +16,7 @@ from labelmux_server.batcher import Batcher, Limits
 from labelmux_server.changes import Changes
 from labelmux_server.engine import Engine, TokenizerPool
 from labelmux_server.errors import OverloadedError
+from labelmux_server.feature_cache import FeatureCache
 from labelmux_server.metrics import Metrics
 from labelmux_server.registry import Registry
 from labelmux_server.replica import Replica
@@ -26,6 +27,8 @@ Result = TypeVar("Result")
 
 #: Uploads that may lie in memory at once; each may be ``max_upload_bytes`` long.
 MAX_UPLOADS = 4
+
+_WIDEST_VALUE_BYTES = 4
 
 SHIPPED_DEMO = Path(__file__).parent / "demo"
 
@@ -71,8 +74,9 @@ class Service:
             max_tokens=settings.max_queue_tokens,
             timeout_s=settings.request_timeout_s,
         )
+        self._cache = FeatureCache[Any](settings.feature_cache_bytes)
         self._replica: Replica | None = None
-        metrics.watch(self.batcher, lambda: len(self.registry))
+        metrics.watch(self.batcher, self._cache, lambda: len(self.registry))
 
     @classmethod
     async def start(
@@ -91,12 +95,14 @@ class Service:
             encoder = loaded or load_encoder(
                 settings.encoder, device=settings.device, dtype=settings.dtype
             )
-            settings.check_encoder(encoder.encoder.config.max_tokens)
+            settings.check_encoder(encoder.encoder.config.max_tokens, _token_bytes(encoder))
             with ExitStack() as undo:
                 store = Store(settings.state_dir)
                 undo.callback(store.close)
                 service = cls(settings, encoder, metrics, store)
-                service._replica = Replica(encoder, service._bank, service.batcher, metrics, loop)
+                service._replica = Replica(
+                    encoder, service._bank, service.batcher, service._cache, metrics, loop
+                )
                 service._replica.start()
                 undo.pop_all()
                 return service
@@ -150,3 +156,9 @@ class Service:
                 self._changes.seed(folder)
             self.store.mark_started()
         _log.info("%d tasks serve from %s", len(self.registry), self.settings.state_dir)
+
+
+def _token_bytes(loaded: LoadedEncoder) -> int:
+    """Bytes of one token's features at most."""
+    config = loaded.encoder.config
+    return (config.num_layers + 1) * config.hidden_size * _WIDEST_VALUE_BYTES

@@ -87,6 +87,10 @@ class Settings:
         default=50.0,
         metadata=_about("How long a text may be passed over for nearer lengths.", low=0),
     )
+    feature_cache_bytes: int = field(
+        default=256 * 1024 * 1024,
+        metadata=_about("Most bytes of features kept for texts that come again; 0: none.", low=0),
+    )
     max_queue_tokens: int = field(
         default=262_144, metadata=_about("Most tokens that may wait; beyond, 429.", low=1)
     )
@@ -142,16 +146,26 @@ class Settings:
                 f"{self.max_client_batch_size}: a full call could never be taken; raise it"
             )
 
-    def check_encoder(self, max_tokens: int) -> None:
-        """Refuse an encoder whose longest row could never be served.
+    def check_encoder(self, max_tokens: int, token_bytes: int) -> None:
+        """Refuse an encoder whose longest row could never be served, or never be kept.
+
+        Args:
+            max_tokens: of that row.
+            token_bytes: bytes of one token's features.
 
         Raises:
-            SettingsError: a row of ``max_tokens`` does not fit into a batch.
+            SettingsError: a row of ``max_tokens`` does not fit into a batch, or into the cache.
         """
         if self.max_batch_tokens < max_tokens:
             raise SettingsError(
                 f"max_batch_tokens is {self.max_batch_tokens}, but one row of this encoder may "
                 f"have {max_tokens} tokens; raise it to at least that"
+            )
+        if 0 < self.feature_cache_bytes < max_tokens * token_bytes:
+            raise SettingsError(
+                f"feature_cache_bytes is {self.feature_cache_bytes}, but the features of one row "
+                f"of this encoder may have {max_tokens * token_bytes}; raise it to at least that, "
+                "or set 0 to keep none"
             )
 
     @property

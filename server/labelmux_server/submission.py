@@ -42,6 +42,8 @@ class Submission:
     #: Called once, when no row of it waits or runs any more.
     settled: Callable[[Submission], None]
     answers: list[Any] = field(init=False)
+    #: Rows that the encoder read for it so far, each distinct text once.
+    encoder_rows: int = 0
     error: BaseException | None = None
     remaining: int = field(init=False)
     #: On the batcher's clock; set by ``submit``.
@@ -75,6 +77,8 @@ class EncoderRow:
     type_ids: tuple[int, ...]
     key: Hashable
     waiting_since_s: float
+    #: Whether its features were at hand, so that the encoder did not read it; the replica says.
+    cached: bool = False
     readers: list[tuple[Submission, int]] = field(default_factory=list)
 
     @property
@@ -110,5 +114,8 @@ class Batch:
                     submission.fail(1, answers)
             return
         for row, values in zip(self.rows, answers, strict=True):
+            if not row.cached:
+                for reader in {submission for submission, _ in row.readers}:
+                    reader.encoder_rows += 1
             for (submission, place), value in zip(row.readers, values, strict=True):
                 submission.answer(place, value)

@@ -140,7 +140,7 @@ def test_metrics_count_requests_rows_and_tokens(serving, adapter_bytes):
         assert value('labelmux_requests_total{route="/v1/classify",status="404"}') == 1
         assert value('labelmux_rejected_total{code="task_not_found"}') == 1
         assert value("labelmux_rows_total") == 2
-        assert value("labelmux_batch_tokens_total") == tokens
+        assert value("labelmux_encoder_tokens_total") == tokens
         assert value("labelmux_queue_wait_seconds_count") == 2
         assert value("labelmux_queue_tokens") == 0
         assert value("labelmux_tasks") == 1
