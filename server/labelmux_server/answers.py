@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -42,6 +44,12 @@ def classify_body(
         "encoder_rows": found.encoder_rows,
         "tokens": found.tokens,
     }
+
+
+def server_timing(stages: Mapping[str, float], started_s: float) -> str:
+    """The stages of a call and its whole time so far, as a ``Server-Timing`` header."""
+    whole = {**stages, "total": time.monotonic() - started_s}
+    return ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in whole.items())
 
 
 def _column(

@@ -69,7 +69,7 @@ class Batcher:
             added = sum(tokens for key, tokens in needed.items() if key not in self._waiting)
             self._admit(added, len(submission.rows))
             now = self._clock()
-            submission.deadline_s = now + submission.timeout_s
+            submission.submitted_s = now
             for place, row in enumerate(submission.rows):
                 waiting = self._waiting.get(row.key)
                 if waiting is None:

@@ -47,8 +47,8 @@ class Edge:
             await self._app(scope, receive, send)
             return
         request_id = _request_id(Headers(scope=scope).get("x-request-id"))
-        scope.setdefault("state", {})["request_id"] = request_id
         started = time.monotonic()
+        scope.setdefault("state", {}).update(request_id=request_id, started_s=started)
         status: list[int] = []
 
         async def send_with_id(message: Message) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,8 @@ class Classified:
     columns: Sequence[Column]
     encoder_rows: int
     tokens: int
+    #: Seconds by stage, in order.
+    stages: Mapping[str, float]
 
 
 class TokenizerPool:
@@ -139,17 +142,25 @@ class Engine:
             raise TooManyTextsError(
                 "rows (texts times tasks)", len(texts) * len(call.readable), self._max_rows
             )
+        started = time.monotonic()
         limits = {limit for _, limit in call.readable.values()}
         tokens = await self._tokenizers.encode(texts, sorted(limits)) if limits else {}
+        tokenise_s = time.monotonic() - started
         rows = call.rows(tokens, truncation)
         distinct = {row.key: len(row.token_ids) for row in rows}
         total = sum(distinct.values())
         if total > self._max_tokens:
             raise TooManyTextsError("tokens", total, self._max_tokens)
         if not rows:
-            return Classified(call.columns([]), 0, 0)
+            return Classified(call.columns([]), 0, 0, {"tokenise": tokenise_s})
         submission = await self._wait(call, rows)
-        return Classified(call.columns(submission.answers), submission.encoder_rows, total)
+        stages = {
+            "tokenise": tokenise_s,
+            "queue": submission.queue_s,
+            "encode": submission.encode_s,
+            "readout": submission.readout_s,
+        }
+        return Classified(call.columns(submission.answers), submission.encoder_rows, total, stages)
 
     async def _wait(self, call: _Call, rows: Sequence[Row]) -> Submission:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()

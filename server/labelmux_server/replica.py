@@ -20,7 +20,7 @@ from labelmux_server.batcher import Batcher
 from labelmux_server.errors import DrainingError
 from labelmux_server.feature_cache import FeatureCache
 from labelmux_server.metrics import Metrics
-from labelmux_server.submission import Batch, EncoderRow
+from labelmux_server.submission import Batch, EncoderRow, Times
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ class Replica:
         self._cache = cache
         self._metrics = metrics
         self._loop = loop
+        self._stopwatch = _Stopwatch(loaded.encoder.device)
         self._thread = threading.Thread(target=self._run, name="labelmux-replica", daemon=True)
 
     def start(self) -> None:
@@ -67,8 +68,9 @@ class Replica:
     def _serve(self, batch: Batch) -> None:
         started = time.monotonic()
         answers: Sequence[Sequence[NDArray[np.float32]]] | BaseException
+        encode_s = 0.0
         try:
-            answers = self._answer(batch) if batch.rows else []
+            answers, encode_s = self._answer(batch) if batch.rows else ([], 0.0)
         except Exception as error:  # noqa: BLE001 - the batch boundary: fails these rows alone
             _log.exception("a batch of %d texts failed", len(batch.rows))
             answers = error
@@ -76,12 +78,15 @@ class Replica:
         if batch.rows:
             self._batcher.note_speed(batch.tokens, seconds)
             self._metrics.record_batch(batch, started, seconds)
-        self._loop.call_soon_threadsafe(batch.deliver, answers)
+        times = Times(started, encode_s, seconds - encode_s)
+        self._loop.call_soon_threadsafe(batch.deliver, answers, times)
 
     @torch.inference_mode()
-    def _answer(self, batch: Batch) -> list[list[NDArray[np.float32]]]:
-        """Logits for every reader of every row."""
+    def _answer(self, batch: Batch) -> tuple[list[list[NDArray[np.float32]]], float]:
+        """Logits for every reader of every row, and how long their features took."""
+        self._stopwatch.start()
         features, order = self._features(batch.rows)
+        self._stopwatch.stop()
         places = {index: place for place, index in enumerate(order)}
         wanted = [
             (places[index], submission.rows[place].slot)
@@ -90,7 +95,8 @@ class Replica:
         ]
         lengths = [batch.rows[index].tokens for index in order]
         logits = iter(self._bank.readout(features, lengths, wanted))
-        return [[next(logits) for _ in row.readers] for row in batch.rows]
+        answers = [[next(logits) for _ in row.readers] for row in batch.rows]
+        return answers, self._stopwatch.seconds()
 
     def _features(self, rows: Sequence[EncoderRow]) -> tuple[torch.Tensor, list[int]]:
         """Features of all rows, those at hand first, and the rows' indices in that order."""
@@ -122,3 +128,33 @@ class Replica:
         tokens = self._loaded.tokenizer.clone().encode(["warm up"], 16)[0]
         for rows in (1, 8):
             self._loaded.encoder(pack_rows([tokens] * rows))
+
+
+class _Stopwatch:
+    """How long the features of a batch took.
+
+    On a GPU by events, since a pass returns before it is done: read it once the answers are here.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._events = (
+            [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            if device.type == "cuda"
+            else None
+        )
+        self._started_s = self._stopped_s = 0.0
+
+    def start(self) -> None:
+        if self._events:
+            self._events[0].record()
+        self._started_s = time.monotonic()
+
+    def stop(self) -> None:
+        if self._events:
+            self._events[1].record()
+        self._stopped_s = time.monotonic()
+
+    def seconds(self) -> float:
+        if self._events:
+            return float(self._events[0].elapsed_time(self._events[1])) / 1000
+        return self._stopped_s - self._started_s

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from labelmux_encoder.tokenizer import TextInput
 from labelmux_server import errors
-from labelmux_server.answers import classify_body, json_answer
+from labelmux_server.answers import classify_body, json_answer, server_timing
 from labelmux_server.bodies import read_json, unless_gone
 from labelmux_server.documented import body_of, documented
 from labelmux_server.engine import Classified
@@ -21,12 +21,25 @@ router = APIRouter(tags=["classify"])
 
 EVERY_TASK = "*"
 
+_TIMED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "headers": {
+            "Server-Timing": {
+                "description": "Milliseconds of the call: `tokenise`, `queue`, `encode`, `readout` "
+                "(of the batches that held its texts) and `total`.",
+                "schema": {"type": "string"},
+            }
+        }
+    }
+}
+
 
 @router.post(
     "/v1/classify",
     response_model=ClassifyAnswer,
     openapi_extra=body_of(ClassifyRequest),
-    responses=documented(
+    responses=_TIMED
+    | documented(
         errors.InvalidJsonError,
         errors.TaskNotFoundError,
         errors.VersionNotFoundError,
@@ -62,7 +75,9 @@ async def classify(request: Request) -> Response:
     )
     if wanted.task is not None:
         _raise_first_error(found)
-    return json_answer(classify_body(found, len(texts), wanted.top_k, raw_scores=wanted.raw_scores))
+    body = classify_body(found, len(texts), wanted.top_k, raw_scores=wanted.raw_scores)
+    timing = server_timing(found.stages, request.state.started_s)
+    return json_answer(body, headers={"server-timing": timing})
 
 
 def _check_sizes(texts: list[TextInput], settings: Settings) -> None:

@@ -32,6 +32,15 @@ class Row:
         return (self.edit, self.token_ids, self.type_ids)
 
 
+@dataclass(frozen=True, slots=True)
+class Times:
+    """When a batch ran and for how long, on the batcher's clock."""
+
+    started_s: float
+    encode_s: float
+    readout_s: float
+
+
 @dataclass(slots=True, eq=False)
 class Submission:
     """What one request waits for. Its answers are touched on the event loop only."""
@@ -47,11 +56,27 @@ class Submission:
     error: BaseException | None = None
     remaining: int = field(init=False)
     #: On the batcher's clock; set by ``submit``.
-    deadline_s: float = math.inf
+    submitted_s: float = math.inf
+    #: How long its rows waited, beside what the batches with rows of it took.
+    queue_s: float = 0.0
+    encode_s: float = 0.0
+    readout_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.answers = [None] * len(self.rows)
         self.remaining = len(self.rows)
+
+    @property
+    def deadline_s(self) -> float:
+        """When rows that still wait are given up, on the batcher's clock."""
+        return self.submitted_s + self.timeout_s
+
+    def ran(self, times: Times, encoder_rows: int) -> None:
+        """A batch ran in which the encoder read so many rows for it."""
+        self.encoder_rows += encoder_rows
+        self.queue_s = times.started_s - self.submitted_s - self.encode_s - self.readout_s
+        self.encode_s += times.encode_s
+        self.readout_s += times.readout_s
 
     def answer(self, place: int, value: Any) -> None:
         """Row ``place`` is done."""
@@ -99,11 +124,14 @@ class Batch:
         """Tokens of its rows."""
         return sum(row.tokens for row in self.rows)
 
-    def deliver(self, answers: Sequence[Sequence[Any]] | BaseException) -> None:
+    def deliver(
+        self, answers: Sequence[Sequence[Any]] | BaseException, times: Times | None = None
+    ) -> None:
         """Give every reader its answer, or every reader the error. On the event loop.
 
         Args:
             answers: one per reader, for each of ``rows``; or what went wrong.
+            times: of the run, if there was one.
         """
         for row in self.expired:
             for submission, _ in row.readers:
@@ -113,9 +141,16 @@ class Batch:
                 for submission, _ in row.readers:
                     submission.fail(1, answers)
             return
+        if times is not None:
+            self._account(times)
         for row, values in zip(self.rows, answers, strict=True):
-            if not row.cached:
-                for reader in {submission for submission, _ in row.readers}:
-                    reader.encoder_rows += 1
             for (submission, place), value in zip(row.readers, values, strict=True):
                 submission.answer(place, value)
+
+    def _account(self, times: Times) -> None:
+        read: dict[Submission, int] = {}
+        for row in self.rows:
+            for submission in {submission for submission, _ in row.readers}:
+                read[submission] = read.get(submission, 0) + (not row.cached)
+        for submission, encoder_rows in read.items():
+            submission.ran(times, encoder_rows)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from labelmux_server.batcher import Batcher, Limits
 from labelmux_server.errors import OverloadedError, TimedOutError
-from labelmux_server.submission import Row, Submission
+from labelmux_server.submission import Row, Submission, Times
 
 
 class Clock:
@@ -183,6 +183,20 @@ def test_a_request_settles_once_when_its_last_row_is_answered():
     second.deliver(echo(second))
     assert settled == [submission]
     assert submission.answers == ["s:60", "s:61"]
+
+
+def test_a_requests_times_are_those_of_its_batches_and_the_rest_is_queue():
+    clock = Clock()
+    batcher = Batcher(limits(), clock)
+    submission = submit(batcher, row(60), row(61), row(62, slot="b"), row(62, slot="c"))
+    for encode_s, waits_s in ((3.0, 1.0), (4.0, 0.5), (5.0, 0.25)):
+        clock.now += waits_s
+        batch = batcher.take_now()
+        batch.deliver(echo(batch), Times(clock.now, encode_s, readout_s=0.125))
+        clock.now += encode_s + 0.125
+    assert submission.remaining == 0
+    assert (submission.encode_s, submission.readout_s) == (12.0, 0.375)
+    assert submission.queue_s == pytest.approx(1.75)
 
 
 def test_a_failed_batch_fails_its_rows_and_no_others():
