@@ -29,6 +29,7 @@ class Limits:
     max_batch_rows: int
     max_queue_tokens: int
     max_queue_rows: int
+    max_queue_s: float
     max_wait_ms: float
 
 
@@ -45,7 +46,9 @@ class Batcher:
         self._by_length: dict[int, dict[Hashable, EncoderRow]] = {}
         self._tokens = 0
         self._rows = 0
-        self._tokens_per_s = 0.0
+        self._running_tokens = 0
+        #: Of full batches lately; 0 before the first.
+        self._token_s = 0.0
         self._closed = False
 
     @property
@@ -121,21 +124,32 @@ class Batcher:
             self._changed.notify_all()
         return left
 
-    def note_speed(self, tokens: int, seconds: float) -> None:
-        """How long a batch took, for an honest Retry-After."""
-        speed = tokens / max(seconds, 1e-6)
-        self._tokens_per_s = 0.8 * self._tokens_per_s + 0.2 * speed if self._tokens_per_s else speed
+    def done(self, batch: Batch, seconds: float) -> None:
+        """The batch taken last ran, and took so long. On the replica's thread.
+
+        Only a full batch tells how fast the queue can drain: one text alone is the slowest of all.
+        """
+        self._running_tokens = 0
+        if batch.full:
+            token_s = seconds / batch.tokens
+            self._token_s = 0.8 * self._token_s + 0.2 * token_s if self._token_s else token_s
+
+    @property
+    def wait_s(self) -> float:
+        """How long a text that comes now may expect to wait; 0 before any batch was full."""
+        return (self._running_tokens + self._tokens) * self._token_s
 
     def _admit(self, tokens: int, rows: int) -> None:
-        limits = self._limits
+        limits, wait_s = self._limits, self.wait_s
         if self._tokens + tokens > limits.max_queue_tokens:
             what = f"{self._tokens} tokens wait, at most {limits.max_queue_tokens} may"
         elif self._rows + rows > limits.max_queue_rows:
             what = f"{self._rows} rows wait, at most {limits.max_queue_rows} may"
+        elif self._tokens and wait_s > limits.max_queue_s:
+            what = f"a text would wait {wait_s:.1f} s, at most {limits.max_queue_s:g} s is allowed"
         else:
             return
-        seconds = self._tokens / self._tokens_per_s if self._tokens_per_s else 1.0
-        raise OverloadedError(what, min(max(math.ceil(seconds), 1), _LONGEST_RETRY_S))
+        raise OverloadedError(what, min(max(math.ceil(wait_s), 1), _LONGEST_RETRY_S))
 
     def _next(self) -> Batch:
         now = self._clock()
@@ -143,7 +157,8 @@ class Batcher:
         self._remove(expired)
         chosen = self._choose(now) if self._waiting else []
         self._rows -= sum(len(row.readers) for row in (*expired, *chosen))
-        return Batch(chosen, expired)
+        self._running_tokens = sum(row.tokens for row in chosen)
+        return Batch(chosen, expired, full=bool(self._waiting))
 
     def _expired(self, now: float) -> list[EncoderRow]:
         """Rows at the head whose every reader's time is up; deadlines follow arrival."""

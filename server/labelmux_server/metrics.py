@@ -83,6 +83,11 @@ class Metrics:
         for name, text, read in (
             ("labelmux_queue_tokens", "Tokens that wait.", lambda: batcher.queued_tokens),
             ("labelmux_queue_rows", "Rows that wait.", lambda: batcher.queued_rows),
+            (
+                "labelmux_queue_expected_wait_seconds",
+                "How long a text that comes now may expect to wait.",
+                lambda: batcher.wait_s,
+            ),
             ("labelmux_tasks", "Tasks that serve.", tasks),
         ):
             Gauge(name, text, registry=self._registry).set_function(read)

@@ -76,7 +76,7 @@ class Replica:
             answers = error
         seconds = time.monotonic() - started
         if batch.rows:
-            self._batcher.note_speed(batch.tokens, seconds)
+            self._batcher.done(batch, seconds)
             self._metrics.record_batch(batch, started, seconds)
         times = Times(started, encode_s, seconds - encode_s)
         self._loop.call_soon_threadsafe(batch.deliver, answers, times)

@@ -26,6 +26,7 @@ _LIMITS = (
     "feature_cache_bytes",
     "max_queue_tokens",
     "max_queue_rows",
+    "max_queue_s",
     "request_timeout_s",
 )
 

@@ -62,6 +62,7 @@ class Service:
                 settings.max_batch_rows,
                 settings.max_queue_tokens,
                 settings.max_queue_rows,
+                settings.max_queue_s,
                 settings.max_wait_ms,
             )
         )

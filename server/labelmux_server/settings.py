@@ -27,6 +27,15 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
+#: Pairs of settings of which the second may not be below the first, and why.
+_ORDERED = (
+    ("max_batch_tokens", "max_queue_tokens", "no batch could fill"),
+    ("max_client_batch_size", "max_queue_rows", "a full call could never be taken"),
+    ("max_client_batch_size", "max_queue_tokens", "a full call could never be taken"),
+    ("max_text_chars", "max_body_bytes", "the longest text could never arrive"),
+    ("max_queue_s", "request_timeout_s", "what waits that long is never answered"),
+)
+
 
 def _about(text: str, *, low: float | None = None, secret: bool = False) -> dict[str, Any]:
     return {"help": text, "low": low, "secret": secret}
@@ -98,6 +107,10 @@ class Settings:
         default=16_384,
         metadata=_about("Most rows (a text for a task) that may wait; beyond, 429.", low=1),
     )
+    max_queue_s: float = field(
+        default=5.0,
+        metadata=_about("Longest wait that a new text may expect; beyond, 429.", low=0),
+    )
     max_client_batch_size: int = field(
         default=256, metadata=_about("Most texts in one call.", low=1)
     )
@@ -135,15 +148,17 @@ class Settings:
         self._refuse_mixes()
 
     def _refuse_mixes(self) -> None:
-        if self.max_queue_tokens < self.max_batch_tokens:
+        for low, high, why in _ORDERED:
+            least, found = getattr(self, low), getattr(self, high)
+            if found < least:
+                raise SettingsError(
+                    f"{high} is {found}, below {low} {least}: {why}; raise the one or lower the "
+                    "other"
+                )
+        if self.max_wait_ms / 1000 > self.max_queue_s:
             raise SettingsError(
-                f"max_queue_tokens is {self.max_queue_tokens}, below max_batch_tokens "
-                f"{self.max_batch_tokens}: no batch could fill; raise it"
-            )
-        if self.max_queue_rows < self.max_client_batch_size:
-            raise SettingsError(
-                f"max_queue_rows is {self.max_queue_rows}, below max_client_batch_size "
-                f"{self.max_client_batch_size}: a full call could never be taken; raise it"
+                f"max_wait_ms is {self.max_wait_ms}, which is over max_queue_s {self.max_queue_s}: "
+                "a text could be passed over for longer than it may wait; lower it"
             )
 
     def check_encoder(self, max_tokens: int, token_bytes: int) -> None:

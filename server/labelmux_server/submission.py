@@ -118,6 +118,8 @@ class Batch:
     rows: Sequence[EncoderRow]
     #: Rows whose deadline has passed: to be failed, not run.
     expired: Sequence[EncoderRow] = ()
+    #: Whether rows were left waiting, so that its speed is what the replica can do.
+    full: bool = False
 
     @property
     def tokens(self) -> int:

@@ -26,6 +26,7 @@ def limits(**changes) -> Limits:
         "max_batch_rows": 8,
         "max_queue_tokens": 1000,
         "max_queue_rows": 100,
+        "max_queue_s": 1e9,
         "max_wait_ms": 50.0,
     }
     return Limits(**(values | changes))
@@ -250,14 +251,76 @@ def test_a_full_queue_refuses_and_keeps_nothing_of_the_request(bound):
     submit(batcher, row(20))
 
 
-def test_retry_after_follows_the_speed_of_the_batches():
-    batcher = Batcher(limits(max_queue_tokens=1000), Clock())
-    batcher.note_speed(tokens=100, seconds=1.0)
+def test_retry_after_is_the_time_that_the_queue_needs_at_the_speed_of_full_batches():
+    batcher = Batcher(limits(), Clock())
     for start in range(10):
         submit(batcher, row(100, start=start))
+    batcher.done(batcher.take_now(), seconds=1.0)
+    submit(batcher, row(100, start=10))
     with pytest.raises(OverloadedError) as caught:
         submit(batcher, row(7))
     assert caught.value.retry_after_s == 10
+
+
+def test_what_would_wait_too_long_is_refused_and_taken_again_once_the_queue_is_shorter():
+    batcher = Batcher(limits(max_queue_s=5.0), Clock())
+    for start in range(8):
+        submit(batcher, row(100, start=start))
+    batcher.done(batcher.take_now(), seconds=1.0)
+    with pytest.raises(OverloadedError, match=r"7\.0 s"):
+        submit(batcher, row(7))
+    for running in range(3):
+        assert batcher.wait_s == 7 - running
+        batch = batcher.take_now()
+        assert batcher.wait_s == 7 - running
+        batcher.done(batch, seconds=1.0)
+    submit(batcher, row(7))
+    assert batcher.wait_s == pytest.approx(4.07)
+
+
+def test_a_batch_that_took_all_there_was_tells_nothing_of_the_speed():
+    batcher = Batcher(limits(max_queue_s=0.1), Clock())
+    submit(batcher, row(1))
+    batcher.done(batcher.take_now(), seconds=1.0)
+    assert batcher.wait_s == 0
+    for start in range(5):
+        submit(batcher, row(50, start=start))
+
+
+def test_an_empty_queue_takes_what_comes_however_slow_the_replica():
+    batcher = Batcher(limits(max_queue_s=0.0), Clock())
+    submit(batcher, row(100), row(99))
+    batcher.done(batcher.take_now(), seconds=60.0)
+    batcher.take_now()
+    assert batcher.wait_s > 0
+    submit(batcher, row(98))
+
+
+@pytest.mark.parametrize("load", [0.9, 1.1, 3.0])
+def test_the_wait_of_what_is_admitted_is_bounded_whatever_the_load(load):
+    """A replica of 1000 tokens a second before a stream of texts at ``load`` of that."""
+    clock = Clock()
+    batcher = Batcher(limits(max_queue_tokens=10**9, max_queue_rows=10**9, max_queue_s=2.0), clock)
+    waits, refused, number, next_s = [], 0, 0, clock.now
+    while clock.now < 400:
+        batch = batcher.take_now()
+        for item in batch.rows if batch else ():
+            waits.append(clock.now - item.waiting_since_s)
+        seconds = batch.tokens / 1000 if batch else 0.001
+        ends = clock.now + seconds
+        while next_s < ends:
+            clock.now, number = next_s, number + 1
+            length = 5 + number % 37
+            try:
+                submit(batcher, row(length, start=1000 * number), timeout_s=1e9)
+            except OverloadedError:
+                refused += 1
+            next_s += length / 1000 / load
+        clock.now = ends
+        if batch:
+            batcher.done(batch, seconds)
+    assert max(waits) <= 2.2
+    assert (refused > 0) == (load > 1)
 
 
 def test_rows_past_their_deadline_are_failed_not_run():

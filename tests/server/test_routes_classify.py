@@ -335,7 +335,7 @@ def test_a_body_without_a_stated_length_is_counted_as_it_comes(serving):
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
         assert len(sent) < 10
 
-    serving(scenario, max_body_bytes=4000)
+    serving(scenario, max_body_bytes=4000, max_text_chars=1000)
 
 
 def test_rows_and_tokens_that_could_never_wait_are_refused_for_good(serving, adapter_bytes):
