@@ -75,22 +75,27 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Re
     Raises:
         CallerGoneError: the caller left.
     """
-    running = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_gone(request))
+    task = asyncio.current_task()
+    assert task is not None
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        task.cancel()
+
+    watching = asyncio.ensure_future(watch())
     try:
-        await asyncio.wait({running, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not running.done():
-            raise CallerGoneError
-        return running.result()
+        return await work
+    except asyncio.CancelledError as error:
+        if not gone:
+            raise
+        task.uncancel()
+        raise CallerGoneError from error
     finally:
         watching.cancel()
-        running.cancel()
-        await asyncio.gather(running, watching, return_exceptions=True)
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _read(request: Request, limit_bytes: int, too_large: ServerError) -> bytes:
