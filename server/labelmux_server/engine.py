@@ -1,19 +1,17 @@
 """One classification from texts to logits: leases, tokens, the queue, the wait.
 
-Runs on the event loop; tokenising runs in a small pool whose threads have a tokenizer each.
+Runs on the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from labelmux_encoder.tokenizer import TextInput, Tokenizer, TokenRow
+from labelmux_encoder.tokenizer import TextInput, TokenRow
 from labelmux_server.batcher import Batcher
 from labelmux_server.errors import (
     NeedsPairsError,
@@ -25,6 +23,7 @@ from labelmux_server.errors import (
 )
 from labelmux_server.registry import Lease, Registry, Version
 from labelmux_server.submission import Row, Submission
+from labelmux_server.tokenizer_pool import TokenizerPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,47 +54,6 @@ class Classified:
     tokens: int
     #: Seconds by stage, in order.
     stages: Mapping[str, float]
-
-
-class TokenizerPool:
-    """Threads that tokenise, each with a tokenizer of its own."""
-
-    def __init__(self, tokenizer: Tokenizer, threads: int) -> None:
-        self._spare = [tokenizer.clone() for _ in range(threads)]
-        self._own = threading.local()
-        self._pool = ThreadPoolExecutor(threads, "labelmux-tokenizer", self._take_one)
-
-    def close(self) -> None:
-        """Wait for running work and end the threads."""
-        self._pool.shutdown(cancel_futures=True)
-
-    async def encode(
-        self, texts: Sequence[TextInput], limits: Sequence[int]
-    ) -> dict[int, list[TokenRow]]:
-        """Token rows of all texts for each limit in tokens."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._encode, texts, limits)
-
-    def _take_one(self) -> None:
-        self._own.tokenizer = self._spare.pop()
-
-    def _encode(
-        self, texts: Sequence[TextInput], limits: Sequence[int]
-    ) -> dict[int, list[TokenRow]]:
-        tokenizer: Tokenizer = self._own.tokenizer
-        found: dict[int, list[TokenRow]] = {}
-        rows: list[TokenRow] = []
-        for limit in sorted(set(limits), reverse=True):
-            if not rows:
-                rows = tokenizer.encode(texts, limit)
-            else:
-                rows = list(rows)
-                longer = [at for at, row in enumerate(rows) if len(row.token_ids) > limit]
-                cut = tokenizer.encode([texts[at] for at in longer], limit)
-                for at, row in zip(longer, cut, strict=True):
-                    rows[at] = row
-            found[limit] = rows
-        return found
 
 
 class Engine:

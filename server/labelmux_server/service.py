@@ -14,7 +14,7 @@ from labelmux_adapters.bank import Bank
 from labelmux_encoder.weights import LoadedEncoder, load_encoder
 from labelmux_server.batcher import Batcher, Limits
 from labelmux_server.changes import Changes
-from labelmux_server.engine import Engine, TokenizerPool
+from labelmux_server.engine import Engine
 from labelmux_server.errors import OverloadedError
 from labelmux_server.feature_cache import FeatureCache
 from labelmux_server.metrics import Metrics
@@ -22,13 +22,12 @@ from labelmux_server.registry import Registry
 from labelmux_server.replica import Replica
 from labelmux_server.settings import Settings
 from labelmux_server.store import Store
+from labelmux_server.tokenizer_pool import TokenizerPool
 
 Result = TypeVar("Result")
 
 #: Uploads that may lie in memory at once; each may be ``max_upload_bytes`` long.
 MAX_UPLOADS = 4
-
-_WIDEST_VALUE_BYTES = 4
 
 SHIPPED_DEMO = Path(__file__).parent / "demo"
 
@@ -160,6 +159,6 @@ class Service:
 
 
 def _token_bytes(loaded: LoadedEncoder) -> int:
-    """Bytes of one token's features at most."""
+    """Bytes of one token's features."""
     config = loaded.encoder.config
-    return (config.num_layers + 1) * config.hidden_size * _WIDEST_VALUE_BYTES
+    return (config.num_layers + 1) * config.hidden_size * loaded.encoder.dtype.itemsize
