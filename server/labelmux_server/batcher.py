@@ -61,8 +61,8 @@ class Batcher:
         """Rows waiting: one text for one task each."""
         return self._rows
 
-    def submit(self, submission: Submission) -> int:
-        """Queue a request's rows; how many encoder rows it needs, shared ones counted.
+    def submit(self, submission: Submission) -> None:
+        """Queue a request's rows; those that wait already are shared.
 
         Raises:
             OverloadedError: too much waits already; nothing was queued.
@@ -83,7 +83,6 @@ class Batcher:
             self._tokens += added
             self._rows += len(submission.rows)
             self._changed.notify()
-        return len(needed)
 
     def cancel(self, submission: Submission) -> None:
         """Take a request's waiting rows out; those in a running batch settle with it."""

@@ -22,7 +22,7 @@ from labelmux_server.errors import (
     TooManyTextsError,
 )
 from labelmux_server.registry import Lease, Registry, Version
-from labelmux_server.submission import Row, Submission
+from labelmux_server.submission import Row, Submission, row_key
 from labelmux_server.tokenizer_pool import TokenizerPool
 
 
@@ -180,14 +180,18 @@ class _Call:
     def rows(self, tokens: dict[int, list[TokenRow]], truncation: bool) -> list[Row]:
         """Every (text, task) that can be answered."""
         rows: list[Row] = []
+        keys = {
+            limit: [row_key(row.token_ids, row.type_ids) for row in found]
+            for limit, found in tokens.items()
+        }
         for name, (version, limit) in self.readable.items():
             places = self._places[name] = []
-            for index, token_row in enumerate(tokens[limit]):
+            for index, (key, token_row) in enumerate(zip(keys[limit], tokens[limit], strict=True)):
                 if token_row.truncated and not truncation:
                     places.append(TextTruncatedError(version.task, index, limit))
                     continue
                 places.append((len(rows), token_row.truncated))
-                rows.append(Row(token_row.token_ids, token_row.type_ids, version.slot))
+                rows.append(Row(key, token_row.token_ids, token_row.type_ids, version.slot))
         return rows
 
     def columns(self, answers: Sequence[Any]) -> list[Column]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from labelmux_server.batcher import Batcher, Limits
 from labelmux_server.errors import OverloadedError, TimedOutError
-from labelmux_server.submission import Row, Submission, Times
+from labelmux_server.submission import Row, Submission, Times, row_key
 
 
 class Clock:
@@ -32,8 +32,12 @@ def limits(**changes) -> Limits:
     return Limits(**(values | changes))
 
 
+def make_row(token_ids: tuple, type_ids: tuple, slot: str = "s", edit: str | None = None) -> Row:
+    return Row(row_key(token_ids, type_ids, edit), token_ids, type_ids, slot)
+
+
 def row(length: int, start: int = 0, slot: str = "s") -> Row:
-    return Row(tuple(range(start, start + length)), (0,) * length, slot)
+    return make_row(tuple(range(start, start + length)), (0,) * length, slot)
 
 
 def submit(batcher: Batcher, *rows: Row, timeout_s: float = 30.0) -> Submission:
@@ -166,9 +170,9 @@ def test_rows_that_differ_in_types_or_edit_are_apart():
     tokens = (1, 2, 3)
     submit(
         batcher,
-        Row(tokens, (0, 0, 0), "s"),
-        Row(tokens, (0, 0, 1), "s"),
-        Row(tokens, (0, 0, 0), "s", edit="t"),
+        make_row(tokens, (0, 0, 0)),
+        make_row(tokens, (0, 0, 1)),
+        make_row(tokens, (0, 0, 0), edit="t"),
     )
     assert len(batcher.take_now().rows) == 3
 
