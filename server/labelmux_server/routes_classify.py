@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.routing import APIRoute
 
 from labelmux_encoder.tokenizer import TextInput
 from labelmux_server import errors
@@ -19,16 +17,9 @@ from labelmux_server.schemas import ClassifyAnswer, ClassifyRequest
 from labelmux_server.service import Service
 from labelmux_server.settings import Settings
 
+router = APIRouter(tags=["classify"])
 
-class PlainRoute(APIRoute):
-    """A route that reads its request by itself; the framework's own reading costs 0.1 ms."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The endpoint as it is."""
-        return self.endpoint
-
-
-router = APIRouter(tags=["classify"], route_class=PlainRoute)
+PATH = "/v1/classify"
 
 EVERY_TASK = "*"
 
@@ -46,7 +37,7 @@ _TIMED: dict[int | str, dict[str, Any]] = {
 
 
 @router.post(
-    "/v1/classify",
+    PATH,
     response_model=ClassifyAnswer,
     openapi_extra=body_of(ClassifyRequest),
     responses=_TIMED
