@@ -22,6 +22,9 @@ from labelmux_server.feature_cache import FeatureCache
 from labelmux_server.metrics import Metrics
 from labelmux_server.submission import Batch, EncoderRow, Times
 
+#: Longest time that a start spends on passes whose sizes requests will have.
+_WARM_UP_S = 3.0
+
 _log = logging.getLogger(__name__)
 
 
@@ -48,7 +51,7 @@ class Replica:
 
     def start(self) -> None:
         """Warm up, then begin to take batches."""
-        self._warm_up()
+        self._loaded.encoder.warm_up(_WARM_UP_S)
         self._thread.start()
 
     async def stop(self) -> None:
@@ -122,12 +125,6 @@ class Replica:
             if self._cache.wants(row.key, own.nbytes):
                 self._cache.keep(row.key, own.clone())
         return features
-
-    def _warm_up(self) -> None:
-        """The first passes of a process are slow; let no request be one of them."""
-        tokens = self._loaded.tokenizer.clone().encode(["warm up"], 16)[0]
-        for rows in (1, 8):
-            self._loaded.encoder(pack_rows([tokens] * rows))
 
 
 class _Stopwatch:
