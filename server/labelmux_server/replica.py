@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -22,6 +22,10 @@ from labelmux_server.feature_cache import FeatureCache
 from labelmux_server.metrics import Metrics
 from labelmux_server.submission import Batch, EncoderRow, Times
 
+#: Tokens of one readout, padding counted. Padding costs more than calls on a CPU: 128 mixed texts
+#: took 0.76 ms each at once and 0.21 in parts. A GPU is the other way round.
+_CPU_PART_TOKENS = 1024
+_GPU_PART_TOKENS = 16_384
 #: Longest time that a start spends on passes whose sizes requests will have.
 _WARM_UP_S = 3.0
 
@@ -46,6 +50,8 @@ class Replica:
         self._cache = cache
         self._metrics = metrics
         self._loop = loop
+        on_gpu = loaded.encoder.device.type == "cuda"
+        self._part_tokens = _GPU_PART_TOKENS if on_gpu else _CPU_PART_TOKENS
         self._stopwatch = _Stopwatch(loaded.encoder.device)
         self._thread = threading.Thread(target=self._run, name="labelmux-replica", daemon=True)
 
@@ -88,33 +94,43 @@ class Replica:
     def _answer(self, batch: Batch) -> tuple[list[list[NDArray[np.float32]]], float]:
         """Logits for every reader of every row, and how long their features took."""
         self._stopwatch.start()
-        features, order = self._features(batch.rows)
+        features, laid = self._features(sorted(batch.rows, key=lambda row: row.tokens))
         self._stopwatch.stop()
-        places = {index: place for place, index in enumerate(order)}
+        answers: dict[EncoderRow, list[NDArray[np.float32]]] = {}
+        token = 0
+        for rows in parts(laid, self._part_tokens):
+            lengths = [row.tokens for row in rows]
+            own = features[:, token : token + sum(lengths)]
+            token += sum(lengths)
+            answers |= zip(rows, self._read(own, lengths, rows), strict=True)
+        return [answers[row] for row in batch.rows], self._stopwatch.seconds()
+
+    def _read(
+        self, features: torch.Tensor, lengths: Sequence[int], rows: Sequence[EncoderRow]
+    ) -> list[list[NDArray[np.float32]]]:
+        """Logits for every reader of rows whose features follow each other."""
         wanted = [
-            (places[index], submission.rows[place].slot)
-            for index, row in enumerate(batch.rows)
+            (index, submission.rows[place].slot)
+            for index, row in enumerate(rows)
             for submission, place in row.readers
         ]
-        lengths = [batch.rows[index].tokens for index in order]
         logits = iter(self._bank.readout(features, lengths, wanted))
-        answers = [[next(logits) for _ in row.readers] for row in batch.rows]
-        return answers, self._stopwatch.seconds()
+        return [[next(logits) for _ in row.readers] for row in rows]
 
-    def _features(self, rows: Sequence[EncoderRow]) -> tuple[torch.Tensor, list[int]]:
-        """Features of all rows, those at hand first, and the rows' indices in that order."""
-        parts, hits, misses = list[torch.Tensor](), list[int](), list[int]()
-        for index, row in enumerate(rows):
-            found = self._cache.find(row.key)
-            row.cached = found is not None
-            if found is None:
-                misses.append(index)
+    def _features(self, rows: Sequence[EncoderRow]) -> tuple[torch.Tensor, list[EncoderRow]]:
+        """Features of all rows, and the rows as they lie in them: those at hand first."""
+        found, hits, misses = list[torch.Tensor](), list[EncoderRow](), list[EncoderRow]()
+        for row in rows:
+            features = self._cache.find(row.key)
+            row.cached = features is not None
+            if features is None:
+                misses.append(row)
             else:
-                parts.append(found)
-                hits.append(index)
+                found.append(features)
+                hits.append(row)
         if misses:
-            parts.append(self._encode([rows[index] for index in misses]))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1), hits + misses
+            found.append(self._encode(misses))
+        return found[0] if len(found) == 1 else torch.cat(found, 1), hits + misses
 
     def _encode(self, rows: Sequence[EncoderRow]) -> torch.Tensor:
         """Features by a pass; the cache keeps a copy of those that it wants."""
@@ -125,6 +141,17 @@ class Replica:
             if self._cache.wants(row.key, own.nbytes):
                 self._cache.keep(row.key, own.clone())
         return features
+
+
+def parts(rows: Sequence[EncoderRow], part_tokens: int) -> Iterator[Sequence[EncoderRow]]:
+    """``rows`` cut where rows padded to the longest would have more tokens; one row always goes."""
+    first, longest = 0, 0
+    for at, row in enumerate(rows):
+        longest = max(longest, row.tokens)
+        if at > first and longest * (at + 1 - first) > part_tokens:
+            yield rows[first:at]
+            first, longest = at, row.tokens
+    yield rows[first:]
 
 
 class _Stopwatch:

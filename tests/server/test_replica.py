@@ -5,6 +5,11 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labelmux_server.replica import parts
+from labelmux_server.submission import EncoderRow
 
 TEXTS = ("a good film", "the soup was cold", "two dogs play in the snow", "win a prize " * 12)
 
@@ -114,3 +119,39 @@ def test_the_cache_keeps_copies_within_its_budget(serving, adapter_bytes):
             assert owned == cache.kept_bytes <= longest
 
     serving(scenario, feature_cache_bytes=longest)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 200))
+def test_parts_hold_every_row_once_in_order_and_little_padding(lengths, part_tokens):
+    rows = [EncoderRow((0,) * length, (0,) * length, at, 0.0) for at, length in enumerate(lengths)]
+    found = list(parts(rows, part_tokens))
+    assert [row for part in found for row in part] == rows
+    for part in found:
+        padded = len(part) * max(row.tokens for row in part)
+        assert part and (len(part) == 1 or padded <= part_tokens)
+
+
+def test_texts_read_in_parts_have_the_logits_of_texts_read_alone(serving, adapter_bytes):
+    async def scenario(client, service):
+        service._replica._part_tokens = 20
+        await put(client, "t", adapter_bytes(labels=("a", "b", "c")))
+        await put(client, "u", adapter_bytes(seed=1))
+        alone = [(await classify(client, text))["results"][0] for text in TEXTS]
+        texts = [TEXTS[2], "one more", TEXTS[3], TEXTS[0], "and another", TEXTS[1]]
+        together = (await classify(client, *texts))["results"]
+        for text, found in zip(texts, together, strict=True):
+            if text in TEXTS:
+                expected = alone[TEXTS.index(text)]
+                for task in ("t", "u"):
+                    pairs = zip(
+                        found["predictions"][task]["labels"],
+                        expected["predictions"][task]["labels"],
+                        strict=True,
+                    )
+                    for a, b in pairs:
+                        assert (a["label"], a["score"]) == (
+                            b["label"],
+                            pytest.approx(b["score"], abs=1e-5),
+                        )
+
+    serving(scenario, feature_cache_bytes=64 * 3 * 32 * 4 * 2)
