@@ -70,7 +70,7 @@ def _rows_over_many_tasks(
 ) -> None:
     bank = Bank(dtype=dtype)
     slots = [bank.add(_adapter(loaded, 2 + seed % 3, seed)) for seed in range(MANY_TASKS)]
-    for texts in (32, 256):
+    for texts in (32,):
         batch = _batch(texts)
         features = loaded.encoder(batch).to(dtype)
         passes = _best(lambda batch=batch: loaded.encoder(batch), arguments.runs)

@@ -78,7 +78,7 @@ class Bank:
             lengths: tokens of each text; N is their sum.
             rows: index of the text, and the adapter that reads it.
         """
-        texts = Texts.of(features, lengths, self._dtype)
+        texts = Texts.of(features, lengths)
         wanted = np.array([(text, *slot) for text, slot in rows], np.int64).reshape(-1, 3)
         logits: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(rows)
         for number in np.unique(wanted[:, 1]):

@@ -14,7 +14,7 @@ from labelmux_adapters.ytuning import normalise_states
 
 
 class Texts(NamedTuple):
-    """Features of B texts, padded with zeros to the longest."""
+    """Features of B texts in float32, padded with zeros to the longest."""
 
     states: Tensor  # [L+1, B, T, H]
     #: Over the real tokens of each text.
@@ -23,11 +23,11 @@ class Texts(NamedTuple):
     bias: Tensor | None  # [B, T]
 
     @classmethod
-    def of(cls, features: Tensor, lengths: Sequence[int], dtype: torch.dtype) -> Texts:
+    def of(cls, features: Tensor, lengths: Sequence[int]) -> Texts:
         """The texts whose packed features these are. [L+1, N, H]"""
         counts = np.asarray(lengths)
         longest = int(counts.max())
-        normalised = normalise_states(features.to(dtype))
+        normalised = normalise_states(features.float())
         if (counts == longest).all():
             states = normalised.unflatten(1, (len(counts), longest))
             return cls(states, states.mean(2), None)
@@ -39,9 +39,9 @@ class Texts(NamedTuple):
         zero = normalised.new_zeros(normalised.shape[0], 1, normalised.shape[2])
         padded = torch.cat([normalised, zero], 1).index_select(1, index)
         states = padded.unflatten(1, (len(counts), longest))
-        divisor = torch.from_numpy(counts).to(features.device, dtype).unsqueeze(-1)
+        divisor = torch.from_numpy(counts).to(features.device).unsqueeze(-1)
         bias = torch.from_numpy(np.where(real, np.float32(0), np.float32("-inf")))
-        return cls(states, states.sum(2) / divisor, bias.to(features.device, dtype))
+        return cls(states, states.sum(2) / divisor, bias.to(features.device))
 
     def pick(self, index: Index) -> Texts:
         """These texts, in this order. The same tensors where that is all of them as they lie."""

@@ -23,7 +23,7 @@ from labelmux_adapters.ytuning_constants import StackShape
 
 _FIRST_CAPACITY = 8
 #: Values of the largest intermediate of one chunk: it shall stay in a core's cache.
-_CHUNK_VALUES = 1 << 20
+_CHUNK_VALUES = 1 << 18
 
 Constants = Mapping[str, Tensor]
 
@@ -109,13 +109,14 @@ class YTuningStack:
     def _logits(self, slot: Constants, texts: Texts, rows: int) -> Tensor:
         """[G, R, C - 1], from R texts that all groups share, or from R texts for each group."""
         vectors, width = self._shape.vectors, self._shape.sizes.width
-        mixed = _mix(slot["mix"], texts.states, rows)  # [G, R, T, H]
-        bias = None if texts.bias is None else texts.bias.unflatten(0, (-1, rows))
+        mixed = _mix(slot["mix"], texts.states, rows).to(self._dtype)  # [G, R, T, H]
+        pooled = _mix(slot["mix"], texts.means, rows).to(self._dtype)  # [G, R, H]
+        bias = None if texts.bias is None else texts.bias.unflatten(0, (-1, rows)).to(self._dtype)
         read = self._attend_features if self._shape.absorbs_keys else self._attend_keys
         attended = read(slot, mixed, bias)  # [G, R * C, W]
         states = torch.bmm(attended, slot["out"]).unflatten(1, (rows, vectors))
         states += slot["labels"].unsqueeze(1)
-        states[:, :, 0] += torch.bmm(_mix(slot["mix"], texts.means, rows), slot["pooled"])
+        states[:, :, 0] += torch.bmm(pooled, slot["pooled"])
         normal = functional.layer_norm(states, (width,)).flatten(1, 2)
         inner = functional.gelu(torch.baddbmm(slot["ffn_in_bias"], normal, slot["ffn_in"]))
         states = torch.addcmul(slot["cross_shift"], normal, slot["cross_scale"])
@@ -153,9 +154,13 @@ class YTuningStack:
 
     def _allocate(self, slots: int) -> dict[str, Tensor]:
         return {
-            name: torch.empty(slots, *shape, dtype=self._dtype, device=self._device)
+            name: torch.empty(slots, *shape, dtype=self._dtype_of(name), device=self._device)
             for name, shape in self._shape.constants().items()
         }
+
+    def _dtype_of(self, name: str) -> torch.dtype:
+        """A product over so few layers is faster in float32, its result cast."""
+        return torch.float32 if name == "mix" else self._dtype
 
     def _resize(self, slots: int) -> None:
         """Room for that many, in a new place: running readouts keep the tensors they took."""
@@ -186,5 +191,5 @@ def _scores(slot: Constants, states: Tensor) -> Tensor:
     normal = functional.layer_norm(states.float(), (width,))
     scale, shift = slot["final_scale"].float(), slot["final_shift"].float()
     task = torch.addcmul(shift, normal[:, :, 0], scale) / math.sqrt(width)  # [G, R, W]
-    scores = torch.matmul(normal[:, :, 1:], (task * scale).unsqueeze(-1)).squeeze(-1)
+    scores = torch.matmul(normal, (task * scale).unsqueeze(-1)).squeeze(-1)[:, :, 1:]
     return scores + (task * shift).sum(-1, keepdim=True)
