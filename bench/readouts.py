@@ -26,6 +26,8 @@ TOKENS = 21
 TASKS, MOST_LABELS, FEWEST_LABELS = 64, 150, 2
 MANY_TASKS = 1000
 
+Rows = Sequence[tuple[int, Slot]]
+
 
 class Manifest(NamedTuple):
     """As much of a manifest as the bank reads."""
@@ -54,15 +56,13 @@ def _many_tasks_on_the_same_texts(
     loaded: LoadedEncoder, dtype: torch.dtype, arguments: argparse.Namespace
 ) -> None:
     bank = Bank(dtype=dtype)
-    slots = [bank.add(_adapter(loaded, labels, seed)) for seed, labels in enumerate(label_counts(TASKS))]
+    counts = label_counts(TASKS)
+    slots = [bank.add(_adapter(loaded, labels, seed)) for seed, labels in enumerate(counts)]
     for texts in (1, 32):
-        batch = _batch(texts)
-        features = loaded.encoder(batch).to(dtype)
-        passes = _best(lambda batch=batch: loaded.encoder(batch), arguments.runs)
-        many = [(text, slot) for text in range(texts) for slot in slots]
-        one = [(text, slots[len(slots) // 2]) for text in range(texts)]
-        costs = [_readout(bank, features, batch, rows, arguments.runs) for rows in (one, many)]
-        _print(f"{TASKS} tasks on {texts} texts", passes, costs, arguments.pass_ms)
+        work = _Work(loaded, bank, dtype, texts, arguments.runs)
+        one = work.readouts([[(text, slots[TASKS // 2]) for text in range(texts)]])
+        many = work.readouts([[(text, slot) for text in range(texts) for slot in slots]])
+        _print(f"{TASKS} tasks on {texts} texts", work.pass_s(), one, many, arguments.pass_ms)
 
 
 def _rows_over_many_tasks(
@@ -70,60 +70,62 @@ def _rows_over_many_tasks(
 ) -> None:
     bank = Bank(dtype=dtype)
     slots = [bank.add(_adapter(loaded, 2 + seed % 3, seed)) for seed in range(MANY_TASKS)]
-    for texts in (32,):
-        batch = _batch(texts)
-        features = loaded.encoder(batch).to(dtype)
-        passes = _best(lambda batch=batch: loaded.encoder(batch), arguments.runs)
-        one = [(text, slots[0]) for text in range(texts)]
-        step = MANY_TASKS // texts
-        # Another offset each time, so that no run finds its adapters in the cache.
-        spread = [
-            [(text, slots[text * step + offset % step]) for text in range(texts)]
-            for offset in range(arguments.runs)
-        ]
-        turn = iter(range(10**9))
-        costs = [
-            _readout(bank, features, batch, one, arguments.runs),
-            _best(
-                lambda: bank.readout(
-                    features, batch.lengths, spread[next(turn) % len(spread)]
-                ),
-                arguments.runs,
-            ),
-        ]
-        _print(f"{texts} texts over {MANY_TASKS} tasks", passes, costs, arguments.pass_ms)
+    texts = 32
+    work = _Work(loaded, bank, dtype, texts, arguments.runs)
+    one = work.readouts([[(text, slots[0]) for text in range(texts)]])
+    step = MANY_TASKS // texts
+    # Another offset each time, so that no run finds its adapters in the cache.
+    many = work.readouts(
+        [[(text, slots[text * step + offset]) for text in range(texts)] for offset in range(step)]
+    )
+    what = f"{texts} texts over {MANY_TASKS} tasks"
+    _print(what, work.pass_s(), one, many, arguments.pass_ms)
+
+
+class _Work:
+    """One batch of texts, to be timed."""
+
+    def __init__(
+        self, loaded: LoadedEncoder, bank: Bank, dtype: torch.dtype, texts: int, runs: int
+    ) -> None:
+        self._loaded = loaded
+        self._bank = bank
+        self._runs = runs
+        self._batch = _batch(texts)
+        self._features = loaded.encoder(self._batch).to(dtype)
+
+    def pass_s(self) -> float:
+        return _best(lambda _: self._loaded.encoder(self._batch), self._runs)
+
+    def readouts(self, turns: Sequence[Rows]) -> float:
+        """Seconds for one of ``turns``."""
+        lengths = self._batch.lengths
+        return _best(
+            lambda run: self._bank.readout(self._features, lengths, turns[run % len(turns)]),
+            self._runs,
+        )
 
 
 def _print(
-    what: str, pass_s: float, costs: Sequence[float], other_pass_ms: Sequence[float]
+    what: str, pass_s: float, one_s: float, many_s: float, other_pass_ms: Sequence[float]
 ) -> None:
-    one, many = costs
-    ratio = (pass_s + many) / (pass_s + one)
+    ratio = (pass_s + many_s) / (pass_s + one_s)
     print(
-        f"{what}: pass {pass_s * 1e3:.2f} ms, readouts {one * 1e3:.2f} and {many * 1e3:.2f} ms; "
-        f"{ratio:.2f}x the time, {1 / ratio:.0%} of the speed"
+        f"{what}: pass {pass_s * 1e3:.2f} ms, readouts {one_s * 1e3:.2f} and {many_s * 1e3:.2f} ms;"
+        f" {ratio:.2f}x the time of one task, {1 / ratio:.0%} of its speed"
     )
     for other in other_pass_ms:
-        print(f"  with a pass of {other:g} ms: {(other + many * 1e3) / (other + one * 1e3):.2f}x")
+        ratio = (other + many_s * 1e3) / (other + one_s * 1e3)
+        print(f"  with a pass of {other:g} ms: {ratio:.2f}x, {1 / ratio:.0%}")
 
 
-def _readout(
-    bank: Bank,
-    features: torch.Tensor,
-    batch: PackedRows,
-    rows: Sequence[tuple[int, Slot]],
-    runs: int,
-) -> float:
-    return _best(lambda: bank.readout(features, batch.lengths, rows), runs)
-
-
-def _best(work: Callable[[], object], runs: int) -> float:
-    """Seconds."""
-    work()
+def _best(work: Callable[[int], object], runs: int) -> float:
+    """Seconds of the fastest run; ``work`` is told which run it is."""
+    work(-1)
     times = []
-    for _ in range(runs):
+    for run in range(runs):
         started = time.perf_counter()
-        work()
+        work(run)
         times.append(time.perf_counter() - started)
     return min(times)
 

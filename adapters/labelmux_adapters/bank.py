@@ -26,7 +26,7 @@ class Slot(NamedTuple):
     """An adapter's place in the bank."""
 
     stack: int
-    index: int
+    place: int
 
 
 class Bank:
@@ -55,6 +55,8 @@ class Bank:
         labels, shape = len(adapter.manifest.labels), _shape(adapter.manifest)
         constants = constants_of(from_tensors(shape.sizes, labels, adapter.tensors), shape)
         with self._write_lock:
+            for stack in self._stacks:
+                stack.trim()
             if shape not in self._by_shape:
                 self._stacks.append(YTuningStack(shape, self._device, self._dtype))
                 self._by_shape[shape] = len(self._stacks) - 1
@@ -64,7 +66,7 @@ class Bank:
     def remove(self, slot: Slot) -> None:
         """Give a slot back."""
         with self._write_lock:
-            self._stacks[slot.stack].remove(slot.index)
+            self._stacks[slot.stack].remove(slot.place)
 
     @torch.no_grad()
     def readout(

@@ -1,4 +1,4 @@
-"""Rows of a batch laid out by adapter, so that an adapter's matrices are read once for all of them."""
+"""Rows of a batch laid out by adapter: an adapter's matrices are read once for all its rows."""
 
 from __future__ import annotations
 

@@ -49,6 +49,4 @@ class Texts(NamedTuple):
             return self
         places = torch.from_numpy(index).to(self.means.device)
         bias = None if self.bias is None else self.bias.index_select(0, places)
-        return Texts(
-            self.states.index_select(1, places), self.means.index_select(1, places), bias
-        )
+        return Texts(self.states.index_select(1, places), self.means.index_select(1, places), bias)

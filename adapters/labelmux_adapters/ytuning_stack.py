@@ -60,6 +60,9 @@ class YTuningStack:
         """Free a slot; no row may name it any more."""
         self._used.remove(slot)
         heapq.heappush(self._free, slot)
+
+    def trim(self) -> None:
+        """Give memory back where few slots are used; not at the same time as ``add``."""
         half = len(self._label_counts) // 2
         if not self._used:
             self._resize(0)
@@ -99,7 +102,7 @@ class YTuningStack:
         return max(of_texts, rows * self._shape.vectors * self._shape.sizes.ffn)
 
     def _take(self, slots: Index) -> Constants:
-        """The constants of these slots, which ascend. Each [G, …]; a view where they are adjacent"""
+        """Constants of these slots, which ascend; views where they are adjacent. Each [G, …]"""
         first, last = int(slots[0]), int(slots[-1]) + 1
         if last - first == len(slots):
             return {name: tensor[first:last] for name, tensor in self._tensors.items()}
@@ -135,8 +138,9 @@ class YTuningStack:
         context = torch.bmm(weights, mixed.flatten(0, 1))  # [G * R, heads * C, H]
         by_head = context.view(groups, rows, heads, vectors, -1).transpose(1, 2)
         by_head = by_head.reshape(groups * heads, rows * vectors, -1)
-        values = torch.bmm(by_head, slot["values"].flatten(0, 1))
-        return values.unflatten(0, (groups, heads)).transpose(1, 2).flatten(2)
+        values: Tensor = torch.bmm(by_head, slot["values"].flatten(0, 1))
+        by_row: Tensor = values.unflatten(0, (groups, heads)).transpose(1, 2).flatten(2)
+        return by_row
 
     def _attend_keys(self, slot: Constants, mixed: Tensor, bias: Tensor | None) -> Tensor:
         """The same, by keys and values formed of the text."""
@@ -192,4 +196,5 @@ def _scores(slot: Constants, states: Tensor) -> Tensor:
     scale, shift = slot["final_scale"].float(), slot["final_shift"].float()
     task = torch.addcmul(shift, normal[:, :, 0], scale) / math.sqrt(width)  # [G, R, W]
     scores = torch.matmul(normal, (task * scale).unsqueeze(-1)).squeeze(-1)[:, :, 1:]
-    return scores + (task * shift).sum(-1, keepdim=True)
+    constant: Tensor = (task * shift).sum(-1, keepdim=True)
+    return scores + constant
