@@ -45,6 +45,11 @@ class YTuningStack:
         #: A heap, so that low slots are taken first and high ones can be given up.
         self._free: list[int] = []
 
+    @property
+    def slots(self) -> int:
+        """Room for how many, used or not."""
+        return len(self._label_counts)
+
     def add(self, labels: int, constants: Constants) -> int:
         """Make an adapter resident and return its slot."""
         if not self._free:
