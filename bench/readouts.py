@@ -18,6 +18,7 @@ from labelmux_adapters.bank import Bank, Slot
 from labelmux_adapters.files import Adapter
 from labelmux_adapters.ytuning import YTuning, YTuningSizes, to_tensors
 from labelmux_encoder.batch import PackedRows, pack_rows
+from labelmux_encoder.frozen import Dtype
 from labelmux_encoder.tokenizer import TokenRow
 from labelmux_encoder.weights import LoadedEncoder, load_encoder
 
@@ -39,8 +40,9 @@ class Manifest(NamedTuple):
 def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
-    loaded = load_encoder("bundled", device="cpu")
     dtype = torch.bfloat16 if arguments.bfloat16 else torch.float32
+    name: Dtype = "bfloat16" if arguments.bfloat16 else "float32"
+    loaded = load_encoder("bundled", device="cpu", dtype=name)
     with torch.inference_mode():
         _many_tasks_on_the_same_texts(loaded, dtype, arguments)
         _rows_over_many_tasks(loaded, dtype, arguments)
@@ -149,7 +151,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=30)
-    parser.add_argument("--bfloat16", action="store_true", help="resident weights in bfloat16")
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="pass and resident weights in bfloat16"
+    )
     parser.add_argument("--pass-ms", type=float, nargs="*", default=[])
     return parser.parse_args()
 

@@ -22,8 +22,14 @@ from labelmux_adapters.texts import Texts
 from labelmux_adapters.ytuning_constants import StackShape
 
 _FIRST_CAPACITY = 8
-#: Values of the largest intermediate of one chunk: it shall stay in a core's cache.
-_CHUNK_VALUES = 1 << 18
+#: Values of the largest intermediate of one chunk: it shall stay in the caches.
+_CHUNK_VALUES = 1 << 20
+
+#: What enters the large products, and may be kept in fewer bits. The mix is a product over so few
+#: layers that it is faster in float32.
+_FACTORS = frozenset(
+    ("queries", "values", "keys_values", "out", "pooled", "ffn_in", "ffn_in_bias", "ffn_out")
+)
 
 Constants = Mapping[str, Tensor]
 
@@ -84,7 +90,7 @@ class YTuningStack:
             slots: the adapter, per row.
         """
         layout = lay_out(rows, slots)
-        flat = self._grouped(texts, layout).flatten(0, 1).float().cpu().numpy()[layout.places]
+        flat = self._grouped(texts, layout).flatten(0, 1).cpu().numpy()[layout.places]
         counts = self._label_counts[slots].tolist()
         return [row[:count] for row, count in zip(flat, counts, strict=True)]
 
@@ -119,24 +125,29 @@ class YTuningStack:
         vectors, width = self._shape.vectors, self._shape.sizes.width
         mixed = _mix(slot["mix"], texts.states, rows).to(self._dtype)  # [G, R, T, H]
         pooled = _mix(slot["mix"], texts.means, rows).to(self._dtype)  # [G, R, H]
-        bias = None if texts.bias is None else texts.bias.unflatten(0, (-1, rows)).to(self._dtype)
+        bias = (
+            None
+            if texts.bias is None
+            else texts.bias.view(-1, rows, texts.bias.shape[1]).to(self._dtype)
+        )
         read = self._attend_features if self._shape.absorbs_keys else self._attend_keys
         attended = read(slot, mixed, bias)  # [G, R * C, W]
-        states = torch.bmm(attended, slot["out"]).unflatten(1, (rows, vectors))
-        states += slot["labels"].unsqueeze(1)
+        # Sums, norms and what is added up stay in float32: they cost little and lose most.
+        read_out = torch.bmm(attended, slot["out"]).view(-1, rows, vectors, width)
+        states = slot["labels"].unsqueeze(1) + read_out
         states[:, :, 0] += torch.bmm(pooled, slot["pooled"])
         normal = functional.layer_norm(states, (width,)).flatten(1, 2)
-        inner = functional.gelu(torch.baddbmm(slot["ffn_in_bias"], normal, slot["ffn_in"]))
+        inner = torch.baddbmm(slot["ffn_in_bias"], normal.to(self._dtype), slot["ffn_in"])
         states = torch.addcmul(slot["cross_shift"], normal, slot["cross_scale"])
-        states.baddbmm_(inner, slot["ffn_out"])
-        return _scores(slot, states.unflatten(1, (rows, vectors)))
+        states += torch.bmm(functional.gelu(inner), slot["ffn_out"])
+        return _scores(slot, states.view(-1, rows, vectors, width))
 
     def _attend_features(self, slot: Constants, mixed: Tensor, bias: Tensor | None) -> Tensor:
         """What each vector of a row reads from its text, by absorbed queries. [G, R * C, W]"""
         groups, rows, tokens, _ = mixed.shape
         heads, vectors = self._shape.sizes.heads, self._shape.vectors
         logits = torch.bmm(slot["queries"], mixed.flatten(1, 2).transpose(1, 2))
-        logits = logits.unflatten(2, (rows, tokens))  # [G, heads * C, R, T]
+        logits = logits.view(groups, -1, rows, tokens)  # [G, heads * C, R, T]
         if bias is not None:
             logits += bias.unsqueeze(1)
         weights = logits.softmax(-1).transpose(1, 2).flatten(0, 1)
@@ -144,8 +155,8 @@ class YTuningStack:
         by_head = context.view(groups, rows, heads, vectors, -1).transpose(1, 2)
         by_head = by_head.reshape(groups * heads, rows * vectors, -1)
         values: Tensor = torch.bmm(by_head, slot["values"].flatten(0, 1))
-        by_row: Tensor = values.unflatten(0, (groups, heads)).transpose(1, 2).flatten(2)
-        return by_row
+        by_row = values.view(groups, heads, rows * vectors, -1).transpose(1, 2)
+        return by_row.reshape(groups, rows * vectors, -1)
 
     def _attend_keys(self, slot: Constants, mixed: Tensor, bias: Tensor | None) -> Tensor:
         """The same, by keys and values formed of the text."""
@@ -168,8 +179,7 @@ class YTuningStack:
         }
 
     def _dtype_of(self, name: str) -> torch.dtype:
-        """A product over so few layers is faster in float32, its result cast."""
-        return torch.float32 if name == "mix" else self._dtype
+        return self._dtype if name in _FACTORS else torch.float32
 
     def _resize(self, slots: int) -> None:
         """Room for that many, in a new place: running readouts keep the tensors they took."""
@@ -192,13 +202,10 @@ def _mix(mix: Tensor, of: Tensor, rows: int) -> Tensor:
 
 
 def _scores(slot: Constants, states: Tensor) -> Tensor:
-    """Dot products of the task's and each label's normalised vector. [G, R, C, W] -> [G, R, C - 1]
-
-    In float32: a logit of 10 has a step of 0.06 in bfloat16.
-    """
+    """Dot products of the task's vector with each label's. [G, R, C, W] -> [G, R, C - 1]"""
     width = states.shape[-1]
-    normal = functional.layer_norm(states.float(), (width,))
-    scale, shift = slot["final_scale"].float(), slot["final_shift"].float()
+    normal = functional.layer_norm(states, (width,))
+    scale, shift = slot["final_scale"], slot["final_shift"]
     task = torch.addcmul(shift, normal[:, :, 0], scale) / math.sqrt(width)  # [G, R, W]
     scores = torch.matmul(normal, (task * scale).unsqueeze(-1)).squeeze(-1)[:, :, 1:]
     constant: Tensor = (task * shift).sum(-1, keepdim=True)

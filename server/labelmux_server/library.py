@@ -8,7 +8,7 @@ from labelmux_adapters.canaries import check_fit
 from labelmux_adapters.errors import AdapterError
 from labelmux_adapters.files import Adapter, FileLimits, read_adapter
 from labelmux_adapters.manifest import Manifest, parse_manifest
-from labelmux_encoder.model import FrozenEncoder
+from labelmux_encoder.frozen import FrozenEncoder
 from labelmux_server.blobs import DamagedBlobError
 from labelmux_server.errors import AdapterDamagedError, VersionNotFoundError
 from labelmux_server.registry import Registry, Version
