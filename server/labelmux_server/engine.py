@@ -1,4 +1,4 @@
-"""One classification from texts to logits: leases, tokens, the queue, the wait.
+"""One classification from texts to logits: versions, tokens, adapters, the queue, the wait.
 
 Runs on the event loop.
 """
@@ -21,7 +21,8 @@ from labelmux_server.errors import (
     TimedOutError,
     TooManyTextsError,
 )
-from labelmux_server.registry import Lease, Registry, Version
+from labelmux_server.registry import Registry, Version
+from labelmux_server.residency import Hold, Residency
 from labelmux_server.submission import Row, Submission, row_key
 from labelmux_server.tokenizer_pool import TokenizerPool
 
@@ -62,6 +63,7 @@ class Engine:
     def __init__(
         self,
         registry: Registry,
+        residency: Residency,
         batcher: Batcher,
         tokenizers: TokenizerPool,
         *,
@@ -70,6 +72,7 @@ class Engine:
         timeout_s: float,
     ) -> None:
         self._registry = registry
+        self._residency = residency
         self._batcher = batcher
         self._tokenizers = tokenizers
         self._max_rows = max_rows
@@ -86,7 +89,7 @@ class Engine:
             TooManyTextsError: texts times tasks are more than may ever wait.
             TimedOutError: no answer in time.
         """
-        call = _Call(self._registry, names, texts)
+        call = _Call(self._registry, self._residency, names, texts)
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._run(call, texts, truncation)
@@ -104,6 +107,7 @@ class Engine:
         limits = {limit for _, limit in call.readable.values()}
         tokens = await self._tokenizers.encode(texts, sorted(limits)) if limits else {}
         tokenise_s = time.monotonic() - started
+        await call.wait_resident()
         rows = call.rows(tokens, truncation)
         distinct = {row.key: len(row.token_ids) for row in rows}
         total = sum(distinct.values())
@@ -144,19 +148,20 @@ class Engine:
 class _Call:
     """The book-keeping of one call: which row belongs to which task and text.
 
-    Its leases end when the call has left and no row of it runs any more.
+    Its holds end when the call has left and no row of it runs any more.
     """
 
     def __init__(
         self,
         registry: Registry,
+        residency: Residency,
         names: Sequence[str],
         texts: Sequence[TextInput],
     ) -> None:
         self.names = names
         self.in_flight = False
         self._left = False
-        self._leases: dict[str, Lease] = {}
+        self._holds: dict[str, Hold] = {}
         self._errors: dict[str, ServerError] = {}
         #: Tasks that can read these texts, each with its limit in tokens.
         self.readable: dict[str, tuple[Version, int]] = {}
@@ -165,17 +170,26 @@ class _Call:
         pairs = isinstance(texts[0], tuple)
         for name in names:
             try:
-                lease = registry.lease(name)
+                version = registry.resolve(name)
+                if version.pair != pairs:
+                    kind = TakesSingleTextsError if pairs else NeedsPairsError
+                    raise kind(version.task)
+                self._holds[name] = residency.hold(version)
             except ServerError as error:
                 self._errors[name] = error
                 continue
-            self._leases[name] = lease
-            manifest = lease.version.manifest
-            if manifest.pair == pairs:
-                self.readable[name] = (lease.version, manifest.max_tokens)
-            else:
-                task = lease.version.task
-                self._errors[name] = TakesSingleTextsError(task) if pairs else NeedsPairsError(task)
+            self.readable[name] = (version, version.manifest.max_tokens)
+
+    async def wait_resident(self) -> None:
+        """Return once every adapter is in the bank; a task whose adapter cannot be is in error."""
+        for name, hold in self._holds.items():
+            try:
+                if not hold.slot.done():
+                    await asyncio.wrap_future(hold.slot)
+                hold.slot.result()
+            except ServerError as error:
+                self._errors[name] = error
+                del self.readable[name]
 
     def rows(self, tokens: dict[int, list[TokenRow]], truncation: bool) -> list[Row]:
         """Every (text, task) that can be answered."""
@@ -185,13 +199,14 @@ class _Call:
             for limit, found in tokens.items()
         }
         for name, (version, limit) in self.readable.items():
+            slot = self._holds[name].slot.result()
             places = self._places[name] = []
             for index, (key, token_row) in enumerate(zip(keys[limit], tokens[limit], strict=True)):
                 if token_row.truncated and not truncation:
                     places.append(TextTruncatedError(version.task, index, limit))
                     continue
                 places.append((len(rows), token_row.truncated))
-                rows.append(Row(key, token_row.token_ids, token_row.type_ids, version.slot))
+                rows.append(Row(key, token_row.token_ids, token_row.type_ids, slot))
         return rows
 
     def columns(self, answers: Sequence[Any]) -> list[Column]:
@@ -212,14 +227,14 @@ class _Call:
     def settle(self) -> None:
         """No row of the call waits or runs any more."""
         self.in_flight = False
-        self._end_leases()
+        self._end_holds()
 
     def leave(self) -> None:
         """The caller has its answer, or has gone."""
         self._left = True
-        self._end_leases()
+        self._end_holds()
 
-    def _end_leases(self) -> None:
+    def _end_holds(self) -> None:
         if self._left and not self.in_flight:
-            for lease in self._leases.values():
-                lease.release()
+            for hold in self._holds.values():
+                hold.release()

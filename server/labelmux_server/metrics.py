@@ -76,6 +76,17 @@ class Metrics:
         self._changes = Counter(
             "labelmux_task_changes_total", "Changes to tasks.", ("action",), registry=registry
         )
+        self._load_duration = Histogram(
+            "labelmux_adapter_load_seconds",
+            "How long an adapter took into the bank; their count is that of loads.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._evictions = Counter(
+            "labelmux_adapter_evictions_total",
+            "Adapters that left the bank for others.",
+            registry=registry,
+        )
 
     def watch(self, batcher: Batcher, cache: FeatureCache[Any], tasks: Callable[[], int]) -> None:
         """Read the queue, the cache and the number of tasks whenever metrics are asked for."""
@@ -91,6 +102,22 @@ class Metrics:
             ("labelmux_tasks", "Tasks that serve.", tasks),
         ):
             Gauge(name, text, registry=self._registry).set_function(read)
+
+    def watch_bank(self, adapters: Callable[[], int], resident_bytes: Callable[[], int]) -> None:
+        """Read what is in the bank whenever metrics are asked for."""
+        for name, text, read in (
+            ("labelmux_resident_adapters", "Adapters in the bank.", adapters),
+            ("labelmux_resident_bytes", "Bytes of adapters in the bank.", resident_bytes),
+        ):
+            Gauge(name, text, registry=self._registry).set_function(read)
+
+    def record_load(self, seconds: float) -> None:
+        """An adapter came into the bank."""
+        self._load_duration.observe(seconds)
+
+    def record_eviction(self) -> None:
+        """One left it for another."""
+        self._evictions.inc()
 
     def record_request(self, route: str, status: int, seconds: float) -> None:
         """A request was answered."""

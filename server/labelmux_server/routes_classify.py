@@ -55,6 +55,8 @@ _TIMED: dict[int | str, dict[str, Any]] = {
         errors.TextTruncatedError,
         errors.OverloadedError,
         errors.InternalError,
+        errors.AdapterDamagedError,
+        errors.BankFullError,
         errors.DrainingError,
         errors.TimedOutError,
     ),
@@ -99,9 +101,7 @@ def _names(wanted: ClassifyRequest, registry: Registry) -> list[str]:
         if name == EVERY_TASK and wanted.task is None:
             reads_pairs = wanted.pairs is not None
             names.update(
-                (version.task, None)
-                for version in registry.active()
-                if version.manifest.pair == reads_pairs
+                (version.task, None) for version in registry.active() if version.pair == reads_pairs
             )
         else:
             names[name] = None

@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from labelmux_adapters.bank import Bank
+from labelmux_adapters.files import FileLimits
 from labelmux_encoder.weights import LoadedEncoder, load_encoder
 from labelmux_server.batcher import Batcher, Limits
 from labelmux_server.changes import Changes
 from labelmux_server.engine import Engine
 from labelmux_server.errors import OverloadedError
 from labelmux_server.feature_cache import FeatureCache
+from labelmux_server.library import Library
 from labelmux_server.metrics import Metrics
 from labelmux_server.registry import Registry
 from labelmux_server.replica import Replica
+from labelmux_server.residency import Residency
 from labelmux_server.settings import Settings
 from labelmux_server.store import Store
 from labelmux_server.tokenizer_pool import TokenizerPool
@@ -47,11 +50,14 @@ class Service:
         self.draining = False
         self._uploads = 0
         self._bank = Bank(loaded.encoder.device)
-        self.registry = Registry(self._bank.remove)
+        self.registry = Registry()
         self.store = store
-        self._changes = Changes(
-            self.store, self.registry, self._bank, loaded, settings.max_upload_bytes
+        limits = FileLimits(max_bytes=settings.max_upload_bytes)
+        library = Library(store, self.registry, loaded.encoder, limits)
+        self.residency = Residency(
+            self._bank, library.adapter, settings.max_resident_bytes, metrics
         )
+        self._changes = Changes(store, self.registry, library, self.residency, loaded, limits)
         self._changes.load_stored()
         self._seed()
         self._changer = ThreadPoolExecutor(1, "labelmux-changes")
@@ -68,6 +74,7 @@ class Service:
         self._tokenizers = TokenizerPool(loaded.tokenizer, settings.tokenizer_threads)
         self.engine = Engine(
             self.registry,
+            self.residency,
             self.batcher,
             self._tokenizers,
             max_rows=settings.max_queue_rows,
@@ -115,6 +122,7 @@ class Service:
         if self._replica is not None:
             await self._replica.stop()
         await asyncio.to_thread(self._tokenizers.close)
+        await asyncio.to_thread(self.residency.close)
         self.store.close()
 
     @property

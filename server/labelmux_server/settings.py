@@ -121,6 +121,12 @@ class Settings:
     max_upload_bytes: int = field(
         default=64 * 1024 * 1024, metadata=_about("Longest adapter file.", low=1)
     )
+    max_resident_bytes: int = field(
+        default=2 * 1024 * 1024 * 1024,
+        metadata=_about(
+            "Most bytes of adapters kept ready; the least recently used go first.", low=1
+        ),
+    )
     request_timeout_s: float = field(
         default=30.0, metadata=_about("Longest time to answer a classification.", low=0.001)
     )

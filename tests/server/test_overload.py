@@ -116,7 +116,7 @@ def test_a_version_that_runs_stays_though_its_caller_left_and_its_task_is_delete
 ):
     async def scenario(client, service):
         freed = []
-        monkeypatch.setattr(service.registry, "_free", freed.append)
+        monkeypatch.setattr(service._bank, "remove", freed.append)
         gated, first = await busy(client, service)
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
