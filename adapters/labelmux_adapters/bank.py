@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -13,26 +12,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from labelmux_adapters.files import Adapter
-from labelmux_adapters.ytuning import YTuningSizes, normalise_states
+from labelmux_adapters.manifest import Manifest
+from labelmux_adapters.texts import Texts
+from labelmux_adapters.ytuning import YTuningSizes, from_tensors
+from labelmux_adapters.ytuning_constants import StackShape, constants_of
 from labelmux_adapters.ytuning_stack import YTuningStack
-from labelmux_encoder.batch import unpack
 
 _SMALLEST_LABEL_CAPACITY = 4
+_LABEL_STEP = 32
 
 
-class StackKey(NamedTuple):
-    """What adapters of one stack share."""
-
-    sizes: YTuningSizes
-    label_capacity: int
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(NamedTuple):
     """An adapter's place in the bank."""
 
-    stack: StackKey
-    index: int
+    stack: int
+    place: int
 
 
 class Bank:
@@ -42,24 +36,37 @@ class Bank:
     ``remove`` sees to that.
     """
 
-    def __init__(self, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        """``dtype`` is that of resident weights and of the products with them."""
         self._device = torch.device(device)
-        self._stacks: dict[StackKey, YTuningStack] = {}
+        self._dtype = dtype
+        self._stacks: list[YTuningStack] = []
+        self._by_shape: dict[StackShape, int] = {}
         self._write_lock = threading.Lock()
+
+    def bytes_of(self, manifest: Manifest) -> int:
+        """What this adapter takes while it is resident."""
+        return _shape(manifest).values() * self._dtype.itemsize
 
     def add(self, adapter: Adapter) -> Slot:
         """Make an adapter resident. Its cost does not depend on how many are there already."""
-        labels = len(adapter.manifest.labels)
-        key = StackKey(YTuningSizes.from_mapping(adapter.manifest.sizes), _capacity(labels))
+        labels, shape = len(adapter.manifest.labels), _shape(adapter.manifest)
+        constants = constants_of(from_tensors(shape.sizes, labels, adapter.tensors), shape)
         with self._write_lock:
-            if key not in self._stacks:
-                self._stacks[key] = YTuningStack(*key, self._device)
-            return Slot(key, self._stacks[key].add(labels, adapter.tensors))
+            for stack in self._stacks:
+                stack.trim()
+            if shape not in self._by_shape:
+                self._stacks.append(YTuningStack(shape, self._device, self._dtype))
+                self._by_shape[shape] = len(self._stacks) - 1
+            number = self._by_shape[shape]
+            return Slot(number, self._stacks[number].add(labels, constants))
 
     def remove(self, slot: Slot) -> None:
         """Give a slot back."""
         with self._write_lock:
-            self._stacks[slot.stack].remove(slot.index)
+            self._stacks[slot.stack].remove(slot.place)
 
     @torch.no_grad()
     def readout(
@@ -69,24 +76,27 @@ class Bank:
 
         Args:
             features: every layer's hidden states of the distinct texts, one text's tokens after
-                the other's, on the bank's device. [L+1, N, H]
+                the other's, on the bank's device, in any float dtype. [L+1, N, H]
             lengths: tokens of each text; N is their sum.
             rows: index of the text, and the adapter that reads it.
         """
-        normalised, mask = unpack(normalise_states(features), lengths)
-        by_stack: dict[StackKey, list[int]] = {}
-        for place, (_, slot) in enumerate(rows):
-            by_stack.setdefault(slot.stack, []).append(place)
+        texts = Texts.of(features, lengths)
+        wanted = np.array([(text, *slot) for text, slot in rows], np.int64).reshape(-1, 3)
         logits: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(rows)
-        for key, places in by_stack.items():
-            texts = [rows[place][0] for place in places]
-            slots = [rows[place][1].index for place in places]
-            found = self._stacks[key].readout(normalised, mask, texts, slots)
-            for place, values in zip(places, found, strict=True):
-                logits[place] = values.numpy()
+        for number in np.unique(wanted[:, 1]):
+            places = np.flatnonzero(wanted[:, 1] == number)
+            found = self._stacks[number].readout(texts, wanted[places, 0], wanted[places, 2])
+            for place, values in zip(places.tolist(), found, strict=True):
+                logits[place] = values
         return logits
 
 
+def _shape(manifest: Manifest) -> StackShape:
+    return StackShape(YTuningSizes.from_mapping(manifest.sizes), _capacity(len(manifest.labels)))
+
+
 def _capacity(labels: int) -> int:
-    """Label counts are padded to powers of two: few stacks, and at most half of a row unused."""
+    """Few labels are padded to powers of two, many to multiples: few stacks, little padding."""
+    if labels > _LABEL_STEP:
+        return -(-labels // _LABEL_STEP) * _LABEL_STEP
     return max(_SMALLEST_LABEL_CAPACITY, 1 << (labels - 1).bit_length())

@@ -209,6 +209,7 @@ def to_tensors(module: YTuning) -> dict[str, Tensor]:
 
 def from_tensors(sizes: YTuningSizes, labels: int, tensors: Mapping[str, Tensor]) -> YTuning:
     """The module that ``to_tensors`` came from, in eval mode."""
-    module = YTuning(sizes, labels)
-    module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    with torch.device("meta"):
+        module = YTuning(sizes, labels)
+    module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return module.eval()

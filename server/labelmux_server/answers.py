@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,34 +46,53 @@ def classify_body(
     }
 
 
+def server_timing(stages: Mapping[str, float], started_s: float) -> str:
+    """The stages of a call and its whole time so far, as a ``Server-Timing`` header."""
+    whole = {**stages, "total": time.monotonic() - started_s}
+    return ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in whole.items())
+
+
 def _column(
     column: Column, texts: int, top_k: int | None, raw_scores: bool
 ) -> list[dict[str, Any]]:
+    """One task's part of every result."""
     if column.version is None:
         assert column.error is not None
         return [_error(column.error)] * texts
-    version = column.version
-    return [_cell(version, outcome, top_k, raw_scores) for outcome in column.outcomes]
+    answered = [outcome for outcome in column.outcomes if outcome.error is None]
+    labels = iter(_labels(column.version, answered, top_k, raw_scores) if answered else ())
+    return [
+        _cell(column.version, next(labels), outcome.truncated, raw_scores)
+        if outcome.error is None
+        else _error(outcome.error)
+        for outcome in column.outcomes
+    ]
+
+
+def _labels(
+    version: Version, answered: Sequence[Outcome], top_k: int | None, raw_scores: bool
+) -> list[list[dict[str, Any]]]:
+    """Labels and scores of each text, best first; all texts at once."""
+    logits = np.array([outcome.logits for outcome in answered])  # [texts, K]
+    scores = logits if raw_scores else to_scores(logits, version.manifest)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
+    names = version.manifest.labels
+    return [
+        [{"label": names[at], "score": values[at]} for at in places]
+        for places, values in zip(order.tolist(), scores.tolist(), strict=True)
+    ]
 
 
 def _cell(
-    version: Version, outcome: Outcome, top_k: int | None, raw_scores: bool
+    version: Version, labels: list[dict[str, Any]], truncated: bool, raw_scores: bool
 ) -> dict[str, Any]:
-    if outcome.error is not None:
-        return _error(outcome.error)
-    manifest = version.manifest
-    scores = outcome.logits if raw_scores else to_scores(outcome.logits, manifest)
-    order = np.argsort(-scores, kind="stable")[:top_k]
     return {
         "task": version.task,
         "version": version.number,
         "digest": version.digest,
-        "labels": [
-            {"label": manifest.labels[at], "score": score}
-            for at, score in zip(order.tolist(), scores[order].tolist(), strict=True)
-        ],
-        "truncated": outcome.truncated,
-        "calibrated": not raw_scores and manifest.calibration.temperature != 1.0,
+        "labels": labels,
+        "truncated": truncated,
+        "calibrated": not raw_scores and version.manifest.calibration.temperature != 1.0,
     }
 
 

@@ -45,7 +45,8 @@ def create_app(settings: Settings, loaded: LoadedEncoder | None = None) -> FastA
     )
     app.state.settings = settings
     app.state.metrics = metrics
-    app.add_middleware(Edge, metrics=metrics)
+    direct = {("POST", routes_classify.PATH): routes_classify.classify}
+    app.add_middleware(Edge, metrics=metrics, direct=direct)
     add_error_handlers(app, metrics)
     app.include_router(routes_classify.router)
     app.include_router(routes_tasks.router)

@@ -1,8 +1,7 @@
 """Waiting rows to batches, by token budget. No torch, no event loop.
 
-A ``Submission`` is what one request waits for: rows, each one text for one task. Rows that the
-encoder would read alike, of any request or task, wait as one ``EncoderRow``. The event loop calls
-``submit`` and ``cancel``, the replica's thread calls ``take``; one lock covers both.
+The event loop calls ``submit`` and ``cancel``, the replica's thread calls ``take``; one lock covers
+both, so each holds it for about as long as its own rows need, however many wait.
 """
 
 from __future__ import annotations
@@ -10,11 +9,12 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from itertools import islice
 
-from labelmux_server.errors import OverloadedError, TimedOutError
+from labelmux_server.errors import OverloadedError
+from labelmux_server.submission import Batch, EncoderRow, Submission
 
 Clock = Callable[[], float]
 
@@ -29,111 +29,8 @@ class Limits:
     max_batch_rows: int
     max_queue_tokens: int
     max_queue_rows: int
+    max_queue_s: float
     max_wait_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One text for one task, tokenised."""
-
-    token_ids: tuple[int, ...]
-    type_ids: tuple[int, ...]
-    #: Where the answer's adapter is; the batcher never looks inside.
-    slot: Any
-    #: What besides the tokens decides the pass: None for adapters that read plain features.
-    edit: Hashable = None
-
-    @property
-    def key(self) -> Hashable:
-        """Equal for rows that one encoder row can serve."""
-        return (self.edit, self.token_ids, self.type_ids)
-
-
-@dataclass(slots=True, eq=False)
-class Submission:
-    """What one request waits for. Its answers are touched on the event loop only."""
-
-    rows: Sequence[Row]
-    #: From ``submit`` on; rows that still wait then are dropped.
-    timeout_s: float
-    #: Called once, when no row of it waits or runs any more.
-    settled: Callable[[Submission], None]
-    answers: list[Any] = field(init=False)
-    error: BaseException | None = None
-    remaining: int = field(init=False)
-    #: On the batcher's clock; set by ``submit``.
-    deadline_s: float = math.inf
-
-    def __post_init__(self) -> None:
-        self.answers = [None] * len(self.rows)
-        self.remaining = len(self.rows)
-
-    def answer(self, place: int, value: Any) -> None:
-        """Row ``place`` is done."""
-        self.answers[place] = value
-        self._count(1)
-
-    def fail(self, rows: int, error: BaseException | None) -> None:
-        """That many rows will have no answer; the first error stands for the request."""
-        self.error = self.error or error
-        self._count(rows)
-
-    def _count(self, rows: int) -> None:
-        self.remaining -= rows
-        if rows and self.remaining == 0:
-            self.settled(self)
-
-
-@dataclass(slots=True, eq=False)
-class EncoderRow:
-    """One row of a pass, and every (submission, place) that its features answer."""
-
-    token_ids: tuple[int, ...]
-    type_ids: tuple[int, ...]
-    key: Hashable
-    waiting_since_s: float
-    readers: list[tuple[Submission, int]] = field(default_factory=list)
-
-    @property
-    def tokens(self) -> int:
-        return len(self.token_ids)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """What the replica runs next."""
-
-    rows: Sequence[EncoderRow]
-    #: Rows whose deadline has passed: to be failed, not run.
-    expired: Sequence[EncoderRow] = ()
-
-    @property
-    def tokens(self) -> int:
-        """Real tokens."""
-        return sum(row.tokens for row in self.rows)
-
-    @property
-    def padded_tokens(self) -> int:
-        """Tokens that the pass computes."""
-        return len(self.rows) * max((row.tokens for row in self.rows), default=0)
-
-    def deliver(self, answers: Sequence[Sequence[Any]] | BaseException) -> None:
-        """Give every reader its answer, or every reader the error. On the event loop.
-
-        Args:
-            answers: one per reader, for each of ``rows``; or what went wrong.
-        """
-        for row in self.expired:
-            for submission, _ in row.readers:
-                submission.fail(1, TimedOutError(submission.timeout_s))
-        if isinstance(answers, BaseException):
-            for row in self.rows:
-                for submission, _ in row.readers:
-                    submission.fail(1, answers)
-            return
-        for row, values in zip(self.rows, answers, strict=True):
-            for (submission, place), value in zip(row.readers, values, strict=True):
-                submission.answer(place, value)
 
 
 class Batcher:
@@ -145,9 +42,13 @@ class Batcher:
         self._changed = threading.Condition()
         #: In order of arrival: dicts keep it.
         self._waiting: dict[Hashable, EncoderRow] = {}
+        #: The same rows by their length.
+        self._by_length: dict[int, dict[Hashable, EncoderRow]] = {}
         self._tokens = 0
         self._rows = 0
-        self._tokens_per_s = 0.0
+        self._running_tokens = 0
+        #: Of full batches lately; 0 before the first.
+        self._token_s = 0.0
         self._closed = False
 
     @property
@@ -160,8 +61,8 @@ class Batcher:
         """Rows waiting: one text for one task each."""
         return self._rows
 
-    def submit(self, submission: Submission) -> int:
-        """Queue a request's rows; how many encoder rows it needs, shared ones counted.
+    def submit(self, submission: Submission) -> None:
+        """Queue a request's rows; those that wait already are shared.
 
         Raises:
             OverloadedError: too much waits already; nothing was queued.
@@ -171,17 +72,17 @@ class Batcher:
             added = sum(tokens for key, tokens in needed.items() if key not in self._waiting)
             self._admit(added, len(submission.rows))
             now = self._clock()
-            submission.deadline_s = now + submission.timeout_s
+            submission.submitted_s = now
             for place, row in enumerate(submission.rows):
                 waiting = self._waiting.get(row.key)
                 if waiting is None:
                     waiting = EncoderRow(row.token_ids, row.type_ids, row.key, now)
                     self._waiting[row.key] = waiting
+                    self._by_length.setdefault(waiting.tokens, {})[row.key] = waiting
                 waiting.readers.append((submission, place))
             self._tokens += added
             self._rows += len(submission.rows)
             self._changed.notify()
-        return len(needed)
 
     def cancel(self, submission: Submission) -> None:
         """Take a request's waiting rows out; those in a running batch settle with it."""
@@ -195,7 +96,7 @@ class Batcher:
                 dropped += len(waiting.readers) - len(kept)
                 waiting.readers = kept
                 if not kept:
-                    self._remove(waiting)
+                    self._remove([waiting])
             self._rows -= dropped
         submission.fail(dropped, None)
 
@@ -217,64 +118,84 @@ class Batcher:
             self._closed = True
             left = list(self._waiting.values())
             self._waiting.clear()
+            self._by_length.clear()
             self._tokens = self._rows = 0
             self._changed.notify_all()
         return left
 
-    def note_speed(self, tokens: int, seconds: float) -> None:
-        """How long a batch took, for an honest Retry-After."""
-        speed = tokens / max(seconds, 1e-6)
-        self._tokens_per_s = 0.8 * self._tokens_per_s + 0.2 * speed if self._tokens_per_s else speed
+    def done(self, batch: Batch, seconds: float) -> None:
+        """The batch taken last ran, and took so long. On the replica's thread.
+
+        Only a full batch tells how fast the queue can drain: one text alone is the slowest of all.
+        """
+        self._running_tokens = 0
+        if batch.full:
+            token_s = seconds / batch.tokens
+            self._token_s = 0.8 * self._token_s + 0.2 * token_s if self._token_s else token_s
+
+    @property
+    def wait_s(self) -> float:
+        """How long a text that comes now may expect to wait; 0 before any batch was full."""
+        return (self._running_tokens + self._tokens) * self._token_s
 
     def _admit(self, tokens: int, rows: int) -> None:
-        limits = self._limits
+        limits, wait_s = self._limits, self.wait_s
         if self._tokens + tokens > limits.max_queue_tokens:
             what = f"{self._tokens} tokens wait, at most {limits.max_queue_tokens} may"
         elif self._rows + rows > limits.max_queue_rows:
             what = f"{self._rows} rows wait, at most {limits.max_queue_rows} may"
+        elif self._tokens and wait_s > limits.max_queue_s:
+            what = f"a text would wait {wait_s:.1f} s, at most {limits.max_queue_s:g} s is allowed"
         else:
             return
-        seconds = self._tokens / self._tokens_per_s if self._tokens_per_s else 1.0
-        raise OverloadedError(what, min(max(math.ceil(seconds), 1), _LONGEST_RETRY_S))
+        raise OverloadedError(what, min(max(math.ceil(wait_s), 1), _LONGEST_RETRY_S))
 
     def _next(self) -> Batch:
         now = self._clock()
-        expired = [row for row in self._waiting.values() if _expired(row, now)]
-        for row in expired:
-            self._remove(row)
-            self._rows -= len(row.readers)
+        expired = self._expired(now)
+        self._remove(expired)
         chosen = self._choose(now) if self._waiting else []
-        for row in chosen:
-            self._remove(row)
-            self._rows -= len(row.readers)
-        return Batch(chosen, expired)
+        self._rows -= sum(len(row.readers) for row in (*expired, *chosen))
+        self._running_tokens = sum(row.tokens for row in chosen)
+        return Batch(chosen, expired, full=bool(self._waiting))
+
+    def _expired(self, now: float) -> list[EncoderRow]:
+        """Rows at the head whose every reader's time is up; deadlines follow arrival."""
+        expired = []
+        for row in self._waiting.values():
+            if row.readers[0][0].deadline_s > now:
+                break
+            if all(submission.deadline_s <= now for submission, _ in row.readers):
+                expired.append(row)
+        return expired
 
     def _choose(self, now: float) -> list[EncoderRow]:
-        """The oldest row, then those that waited too long, then the nearest lengths.
+        """The oldest row, those that waited too long in order of arrival, then nearest lengths.
 
-        The oldest always goes, so nobody waits for ever.
+        Removes what it chooses.
         """
-        waiting = iter(self._waiting.values())
-        oldest = next(waiting)
         overdue_before = now - self._limits.max_wait_ms / 1000
-
-        def rank(row: EncoderRow) -> tuple[bool, int]:
-            return (row.waiting_since_s > overdue_before, abs(row.tokens - oldest.tokens))
-
-        chosen, longest = [oldest], oldest.tokens
-        for row in sorted(waiting, key=rank):
-            if len(chosen) == self._limits.max_batch_rows:
+        room, chosen = self._limits.max_batch_tokens, list[EncoderRow]()
+        for row in islice(self._waiting.values(), self._limits.max_batch_rows):
+            if chosen and (row.tokens > room or row.waiting_since_s > overdue_before):
                 break
-            padded = max(longest, row.tokens) * (len(chosen) + 1)
-            if padded <= self._limits.max_batch_tokens:
-                chosen.append(row)
-                longest = max(longest, row.tokens)
+            chosen.append(row)
+            room -= row.tokens
+        self._remove(chosen)
+        oldest = chosen[0].tokens
+        for length in sorted(self._by_length, key=lambda length: abs(length - oldest)):
+            places = min(room // length, self._limits.max_batch_rows - len(chosen))
+            near = list(islice(self._by_length[length].values(), max(places, 0)))
+            self._remove(near)
+            chosen += near
+            room -= length * len(near)
         return chosen
 
-    def _remove(self, row: EncoderRow) -> None:
-        del self._waiting[row.key]
-        self._tokens -= row.tokens
-
-
-def _expired(row: EncoderRow, now: float) -> bool:
-    return all(submission.deadline_s <= now for submission, _ in row.readers)
+    def _remove(self, rows: list[EncoderRow]) -> None:
+        for row in rows:
+            del self._waiting[row.key]
+            alike = self._by_length[row.tokens]
+            del alike[row.key]
+            if not alike:
+                del self._by_length[row.tokens]
+            self._tokens -= row.tokens

@@ -71,6 +71,9 @@ class Blobs:
             raise DamagedBlobError(f"adapter file {digest} has changed on disk: it is {found} now")
         return data
 
+    def __contains__(self, digest: str) -> bool:
+        return self._path(digest).is_file()
+
     def remove(self, digest: str) -> None:
         """Forget a file that no version needs any more."""
         self._path(digest).unlink(missing_ok=True)

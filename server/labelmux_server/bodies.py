@@ -26,6 +26,8 @@ Result = TypeVar("Result")
 
 JSON_TYPE = "application/json"
 BYTES_TYPE = "application/octet-stream"
+#: How long a call runs before anybody looks whether its caller is still there.
+_UNWATCHED_S = 0.02
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -72,25 +74,39 @@ def stated_sha256(request: Request) -> str | None:
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
     """The result of ``work``, which is cancelled if the caller leaves. Call once the body is read.
 
+    The watch begins late, since most calls are answered before it would be worth its cost.
+
     Raises:
         CallerGoneError: the caller left.
     """
-    running = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_gone(request))
+    task = asyncio.current_task()
+    assert task is not None
+    gone = False
+    watching: asyncio.Task[None] | None = None
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        task.cancel()
+
+    def begin() -> None:
+        nonlocal watching
+        watching = asyncio.ensure_future(watch())
+
+    timer = asyncio.get_running_loop().call_later(_UNWATCHED_S, begin)
     try:
-        await asyncio.wait({running, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not running.done():
-            raise CallerGoneError
-        return running.result()
+        return await work
+    except asyncio.CancelledError as error:
+        if not gone:
+            raise
+        task.uncancel()
+        raise CallerGoneError from error
     finally:
-        watching.cancel()
-        running.cancel()
-        await asyncio.gather(running, watching, return_exceptions=True)
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        timer.cancel()
+        if watching is not None:
+            watching.cancel()
 
 
 async def _read(request: Request, limit_bytes: int, too_large: ServerError) -> bytes:

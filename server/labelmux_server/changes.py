@@ -2,21 +2,20 @@
 
 All changes run one after another on one thread of their own. Each either happens wholly or leaves
 everything as it was. Order of an upload: validate, into the bank, blob durable, row committed,
-pointer moved, acknowledged.
+pointer moved, acknowledged. A start reads no adapter file: it registers what the database names.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from labelmux_adapters.bank import Bank
-from labelmux_adapters.canaries import check_canaries, check_fit
+from labelmux_adapters.canaries import check_canaries
 from labelmux_adapters.errors import AdapterError, ForeignEncoderError
 from labelmux_adapters.files import Adapter, FileLimits, read_adapter
 from labelmux_encoder.weights import LoadedEncoder
@@ -28,8 +27,17 @@ from labelmux_server.errors import (
     TaskExistsError,
     VersionActiveError,
 )
+from labelmux_server.library import Library
 from labelmux_server.registry import Registry, Version, check_task_name
-from labelmux_server.store import Action, HistoryRecord, Store, VersionRecord, previous_active
+from labelmux_server.residency import Residency
+from labelmux_server.store import (
+    Action,
+    AdapterRecord,
+    HistoryRecord,
+    Store,
+    VersionRecord,
+    previous_active,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -50,15 +58,17 @@ class Changes:
         self,
         store: Store,
         registry: Registry,
-        bank: Bank,
+        library: Library,
+        residency: Residency,
         loaded: LoadedEncoder,
-        max_upload_bytes: int,
+        limits: FileLimits,
     ) -> None:
         self._store = store
         self._registry = registry
-        self._bank = bank
+        self._library = library
+        self._residency = residency
         self._loaded = loaded
-        self._limits = FileLimits(max_bytes=max_upload_bytes)
+        self._limits = limits
 
     def upload(
         self, task: str, data: bytes, *, sha256: str | None = None, create_only: bool = False
@@ -69,16 +79,20 @@ class Changes:
             TaskExistsError: the task exists and only a new one was wanted.
             DigestMismatchError: the bytes are not those that the caller meant.
             AdapterError: the file is not whole, or does not belong here.
+            BankFullError: adapters in use leave no room for it.
         """
         if create_only and task in self._registry:
             raise TaskExistsError(task)
         digest = digest_of(data)
         if sha256 is not None and f"sha256:{sha256.lower()}" != digest:
             raise DigestMismatchError(sha256, digest)
+        adapter = read_adapter(data, self._limits)
         known = self._registry.find_digest(task, digest)
         if known is not None:
+            self._residency.put(adapter)
+            if digest not in self._store.blobs:
+                self._store.blobs.put(digest, data)
             return Uploaded(self._make_active(known, "activate"), created=False)
-        adapter = read_adapter(data, self._limits)
         check_canaries(adapter, self._loaded)
         return self._add(task, data, adapter)
 
@@ -112,7 +126,7 @@ class Changes:
         """
         self._registry.get(task)
         self._store.delete_task(task)
-        self._registry.remove(task)
+        self._unname(task)
 
     def delete_version(self, task: str, number: int) -> None:
         """One version that is not active is gone.
@@ -124,7 +138,7 @@ class Changes:
         if self._registry.get(task).number == number:
             raise VersionActiveError(task, number)
         self._store.delete_version(task, version.number)
-        self._registry.remove(task, number)
+        self._unname(task, number)
 
     def history(self, task: str) -> list[HistoryRecord]:
         """Every change to a task, oldest first.
@@ -138,17 +152,18 @@ class Changes:
     def load_stored(self) -> None:
         """Make everything that the state folder holds serve again.
 
-        What is damaged or made for another encoder is left out, with a line in the log; the rest
-        serves.
+        What is made for another encoder is left out, with a line in the log; the rest serves.
         """
         if not self._store.is_fresh:
             for name in self._store.blobs.sweep(self._store.needed_digests()):
                 _log.info("removed adapter file %s, which no version needs", name)
+            self._store.sweep_manifests()
+        known = self._store.adapters()
         by_task: dict[str, list[VersionRecord]] = {}
         for record in self._store.versions():
             by_task.setdefault(record.task, []).append(record)
         for task, records in by_task.items():
-            self._load_task(task, records)
+            self._register(task, records, known)
 
     def seed(self, folder: Path) -> None:
         """Upload every adapter file of a folder, under its stem, as far as it belongs here."""
@@ -158,26 +173,33 @@ class Changes:
             except (AdapterError, InvalidRequestError) as error:
                 _log.warning("demo task %s left out: %s", path.stem, error)
 
-    def _load_task(self, task: str, records: Iterable[VersionRecord]) -> None:
-        loaded = [(record, self._load(record)) for record in records]
-        if not any(record.active and version for record, version in loaded):
+    def _register(
+        self, task: str, records: Iterable[VersionRecord], known: Mapping[str, AdapterRecord]
+    ) -> None:
+        found = [(record, self._find(record, known)) for record in records]
+        if not any(record.active and version for record, version in found):
             _log.error("task %s does not serve: its active version was left out", task)
-            for _, version in loaded:
-                if version is not None:
-                    self._bank.remove(version.slot)
             return
-        for record, version in loaded:
+        for record, version in found:
             if version is not None:
                 self._registry.add(version, activate=record.active)
 
-    def _load(self, record: VersionRecord) -> Version | None:
-        try:
-            data = self._store.blobs.read(record.digest)
-            adapter = read_adapter(data, self._limits)
-            check_fit(adapter, self._loaded.encoder)
-        except ForeignEncoderError as error:
+    def _find(self, record: VersionRecord, known: Mapping[str, AdapterRecord]) -> Version | None:
+        adapter = known.get(record.digest) or self._describe(record)
+        if adapter is None:
+            return None
+        if adapter.encoder_fingerprint != self._loaded.encoder.fingerprint:
+            error = ForeignEncoderError(
+                adapter.encoder_fingerprint, self._loaded.encoder.fingerprint
+            )
             _log.error("version %d of task %s left out: %s", record.number, record.task, error)
             return None
+        return self._version(record, adapter.pair)
+
+    def _describe(self, record: VersionRecord) -> AdapterRecord | None:
+        """What a folder that an earlier release wrote holds in the adapter's file alone."""
+        try:
+            adapter = read_adapter(self._store.blobs.read(record.digest), self._limits)
         except (DamagedBlobError, AdapterError) as error:
             self._store.blobs.set_aside(record.digest)
             _log.error(
@@ -187,7 +209,8 @@ class Changes:
                 error,
             )
             return None
-        return self._resident(record, adapter)
+        self._store.put_manifest(record.digest, adapter.manifest)
+        return AdapterRecord(adapter.manifest.encoder_fingerprint, adapter.manifest.pair)
 
     def _add(self, task: str, data: bytes, adapter: Adapter) -> Uploaded:
         known = self._store.versions(task)
@@ -200,29 +223,36 @@ class Changes:
             created_at=stored[0].created_at if stored else datetime.now(UTC),
             active=True,
         )
-        version = self._resident(record, adapter)
+        self._residency.put(adapter)
         try:
             self._store.blobs.put(record.digest, data)
+            self._store.put_manifest(record.digest, adapter.manifest)
             if stored:
                 self._store.activate(task, record.number, "upload")
             else:
                 self._store.add_version(record)
         except (OSError, SQLAlchemyError):
-            self._bank.remove(version.slot)
+            if not self._registry.names_digest(record.digest):
+                self._residency.forget(record.digest)
             raise
+        version = self._version(record, adapter.manifest.pair)
         self._registry.add(version)
         return Uploaded(version, created=not stored)
 
-    def _resident(self, record: VersionRecord, adapter: Adapter) -> Version:
+    def _version(self, record: VersionRecord, pair: bool) -> Version:
         return Version(
             task=record.task,
             number=record.number,
             digest=record.digest,
             size_bytes=record.size_bytes,
             created_at=record.created_at,
-            manifest=adapter.manifest,
-            slot=self._bank.add(adapter),
+            pair=pair,
+            read_manifest=self._library.manifest,
         )
+
+    def _unname(self, task: str, number: int | None = None) -> None:
+        for digest in self._registry.remove(task, number):
+            self._residency.forget(digest)
 
     def _make_active(self, version: Version, action: Action) -> Version:
         if self._registry.get(version.task).number != version.number:

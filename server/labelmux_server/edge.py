@@ -1,4 +1,8 @@
-"""What wraps every request: its id, its log line, its metrics, and the last handler."""
+"""What wraps every request: its id, its log line, its metrics, and the last handler.
+
+A route that is asked thousands of times a second is called from here. Between here and a route the
+framework spends 0.1 ms, a fifth of what a whole request of one text costs the event loop.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -31,15 +35,21 @@ from labelmux_server.metrics import Metrics
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _UNMATCHED = "unmatched"
 
+Endpoint = Callable[[Request], Awaitable[Response]]
+
 _log = logging.getLogger(__name__)
 
 
 class Edge:
     """ASGI middleware around the routes."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, direct: Mapping[tuple[str, str], Endpoint]
+    ) -> None:
+        """``direct``: by method and path, routes without parameters that read their own body."""
         self._app = app
         self._metrics = metrics
+        self._direct = {place: self._calling(endpoint) for place, endpoint in direct.items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; nothing that its route raises gets past here."""
@@ -47,8 +57,8 @@ class Edge:
             await self._app(scope, receive, send)
             return
         request_id = _request_id(Headers(scope=scope).get("x-request-id"))
-        scope.setdefault("state", {})["request_id"] = request_id
         started = time.monotonic()
+        scope.setdefault("state", {}).update(request_id=request_id, started_s=started)
         status: list[int] = []
 
         async def send_with_id(message: Message) -> None:
@@ -58,7 +68,8 @@ class Edge:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            app = self._direct.get((scope["method"], scope["path"]), self._app)
+            await app(scope, receive, send_with_id)
         except Exception:  # noqa: BLE001 - the app's last handler
             _log.exception("request %s failed", request_id, extra={"request_id": request_id})
             if not status:
@@ -67,8 +78,20 @@ class Edge:
         finally:
             self._record(scope, request_id, status, time.monotonic() - started)
 
+    def _calling(self, endpoint: Endpoint) -> ASGIApp:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            request = Request(scope, receive)
+            try:
+                response = await endpoint(request)
+            except (ServerError, AdapterError) as error:
+                response = refuse(request, error, self._metrics)
+            await response(scope, receive, send)
+
+        return app
+
     def _record(self, scope: Scope, request_id: str, status: Sequence[int], seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", _UNMATCHED)
+        direct = (scope["method"], scope["path"]) in self._direct
+        route = scope["path"] if direct else getattr(scope.get("route"), "path", _UNMATCHED)
         code = status[0] if status else 499
         self._metrics.record_request(route, code, seconds)
         _log.info(
@@ -91,35 +114,37 @@ def _request_id(sent: str | None) -> str:
     return sent if sent and _REQUEST_ID.fullmatch(sent) else secrets.token_hex(8)
 
 
+def refuse(request: Request, error: BaseException, metrics: Metrics) -> Response:
+    """The one error body; what is our fault goes to the log."""
+    known = answer_for(type(error))
+    if known.status == 500:
+        _log.error("request %s failed", request.state.request_id, exc_info=error)
+    metrics.record_rejected(known.code)
+    return error_answer(error, known.status, request.state.request_id, _headers(error))
+
+
 def add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
     """Answer every error, the framework's own too, with the one error body."""
 
-    def answer(request: Request, error: BaseException) -> Response:
-        known = answer_for(type(error))
-        metrics.record_rejected(known.code)
-        return error_answer(error, known.status, request.state.request_id, _headers(error))
-
     async def ours(request: Request, error: Exception) -> Response:
-        if answer_for(type(error)).status == 500:
-            _log.error("request %s failed", request.state.request_id, exc_info=error)
-        return answer(request, error)
+        return refuse(request, error, metrics)
 
     async def framework(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         path = request.url.path
         if error.status_code == 405:
-            response = answer(request, MethodNotAllowedError(request.method, path))
+            response = refuse(request, MethodNotAllowedError(request.method, path), metrics)
             response.headers.update(error.headers or {})
             return response
         if error.status_code == 404:
-            return answer(request, RouteNotFoundError(path))
-        return answer(request, InvalidRequestError("request", str(error.detail)))
+            return refuse(request, RouteNotFoundError(path), metrics)
+        return refuse(request, InvalidRequestError("request", str(error.detail)), metrics)
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][1:]) or "request"
-        return answer(request, InvalidRequestError(where, first["msg"]))
+        return refuse(request, InvalidRequestError(where, first["msg"]), metrics)
 
     app.add_exception_handler(ServerError, ours)
     app.add_exception_handler(AdapterError, ours)

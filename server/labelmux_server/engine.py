@@ -1,19 +1,18 @@
-"""One classification from texts to logits: leases, tokens, the queue, the wait.
+"""One classification from texts to logits: versions, tokens, adapters, the queue, the wait.
 
-Runs on the event loop; tokenising runs in a small pool whose threads have a tokenizer each.
+Runs on the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from labelmux_encoder.tokenizer import TextInput, Tokenizer, TokenRow
-from labelmux_server.batcher import Batcher, Row, Submission
+from labelmux_encoder.tokenizer import TextInput, TokenRow
+from labelmux_server.batcher import Batcher
 from labelmux_server.errors import (
     NeedsPairsError,
     ServerError,
@@ -22,7 +21,10 @@ from labelmux_server.errors import (
     TimedOutError,
     TooManyTextsError,
 )
-from labelmux_server.registry import Lease, Registry, Version
+from labelmux_server.registry import Registry, Version
+from labelmux_server.residency import Hold, Residency
+from labelmux_server.submission import Row, Submission, row_key
+from labelmux_server.tokenizer_pool import TokenizerPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,47 +53,8 @@ class Classified:
     columns: Sequence[Column]
     encoder_rows: int
     tokens: int
-
-
-class TokenizerPool:
-    """Threads that tokenise, each with a tokenizer of its own."""
-
-    def __init__(self, tokenizer: Tokenizer, threads: int) -> None:
-        self._spare = [tokenizer.clone() for _ in range(threads)]
-        self._own = threading.local()
-        self._pool = ThreadPoolExecutor(threads, "labelmux-tokenizer", self._take_one)
-
-    def close(self) -> None:
-        """Wait for running work and end the threads."""
-        self._pool.shutdown(cancel_futures=True)
-
-    async def encode(
-        self, texts: Sequence[TextInput], limits: Sequence[int]
-    ) -> dict[int, list[TokenRow]]:
-        """Token rows of all texts for each limit in tokens."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._encode, texts, limits)
-
-    def _take_one(self) -> None:
-        self._own.tokenizer = self._spare.pop()
-
-    def _encode(
-        self, texts: Sequence[TextInput], limits: Sequence[int]
-    ) -> dict[int, list[TokenRow]]:
-        tokenizer: Tokenizer = self._own.tokenizer
-        found: dict[int, list[TokenRow]] = {}
-        rows: list[TokenRow] = []
-        for limit in sorted(set(limits), reverse=True):
-            if not rows:
-                rows = tokenizer.encode(texts, limit)
-            else:
-                rows = list(rows)
-                longer = [at for at, row in enumerate(rows) if len(row.token_ids) > limit]
-                cut = tokenizer.encode([texts[at] for at in longer], limit)
-                for at, row in zip(longer, cut, strict=True):
-                    rows[at] = row
-            found[limit] = rows
-        return found
+    #: Seconds by stage, in order.
+    stages: Mapping[str, float]
 
 
 class Engine:
@@ -100,6 +63,7 @@ class Engine:
     def __init__(
         self,
         registry: Registry,
+        residency: Residency,
         batcher: Batcher,
         tokenizers: TokenizerPool,
         *,
@@ -108,6 +72,7 @@ class Engine:
         timeout_s: float,
     ) -> None:
         self._registry = registry
+        self._residency = residency
         self._batcher = batcher
         self._tokenizers = tokenizers
         self._max_rows = max_rows
@@ -124,7 +89,7 @@ class Engine:
             TooManyTextsError: texts times tasks are more than may ever wait.
             TimedOutError: no answer in time.
         """
-        call = _Call(self._registry, names, texts)
+        call = _Call(self._registry, self._residency, names, texts)
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._run(call, texts, truncation)
@@ -138,17 +103,28 @@ class Engine:
             raise TooManyTextsError(
                 "rows (texts times tasks)", len(texts) * len(call.readable), self._max_rows
             )
+        started = time.monotonic()
         limits = {limit for _, limit in call.readable.values()}
         tokens = await self._tokenizers.encode(texts, sorted(limits)) if limits else {}
+        tokenise_s = time.monotonic() - started
+        await call.wait_resident()
         rows = call.rows(tokens, truncation)
         distinct = {row.key: len(row.token_ids) for row in rows}
         total = sum(distinct.values())
         if total > self._max_tokens:
             raise TooManyTextsError("tokens", total, self._max_tokens)
-        answers = await self._wait(call, rows) if rows else []
-        return Classified(call.columns(answers), len(distinct), total)
+        if not rows:
+            return Classified(call.columns([]), 0, 0, {"tokenise": tokenise_s})
+        submission = await self._wait(call, rows)
+        stages = {
+            "tokenise": tokenise_s,
+            "queue": submission.queue_s,
+            "encode": submission.encode_s,
+            "readout": submission.readout_s,
+        }
+        return Classified(call.columns(submission.answers), submission.encoder_rows, total, stages)
 
-    async def _wait(self, call: _Call, rows: Sequence[Row]) -> Sequence[Any]:
+    async def _wait(self, call: _Call, rows: Sequence[Row]) -> Submission:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def settled(_: Submission) -> None:
@@ -166,25 +142,26 @@ class Engine:
                 self._batcher.cancel(submission)
         if submission.error is not None:
             raise submission.error
-        return submission.answers
+        return submission
 
 
 class _Call:
     """The book-keeping of one call: which row belongs to which task and text.
 
-    Its leases end when the call has left and no row of it runs any more.
+    Its holds end when the call has left and no row of it runs any more.
     """
 
     def __init__(
         self,
         registry: Registry,
+        residency: Residency,
         names: Sequence[str],
         texts: Sequence[TextInput],
     ) -> None:
         self.names = names
         self.in_flight = False
         self._left = False
-        self._leases: dict[str, Lease] = {}
+        self._holds: dict[str, Hold] = {}
         self._errors: dict[str, ServerError] = {}
         #: Tasks that can read these texts, each with its limit in tokens.
         self.readable: dict[str, tuple[Version, int]] = {}
@@ -193,29 +170,43 @@ class _Call:
         pairs = isinstance(texts[0], tuple)
         for name in names:
             try:
-                lease = registry.lease(name)
+                version = registry.resolve(name)
+                if version.pair != pairs:
+                    kind = TakesSingleTextsError if pairs else NeedsPairsError
+                    raise kind(version.task)
+                self._holds[name] = residency.hold(version)
             except ServerError as error:
                 self._errors[name] = error
                 continue
-            self._leases[name] = lease
-            manifest = lease.version.manifest
-            if manifest.pair == pairs:
-                self.readable[name] = (lease.version, manifest.max_tokens)
-            else:
-                task = lease.version.task
-                self._errors[name] = TakesSingleTextsError(task) if pairs else NeedsPairsError(task)
+            self.readable[name] = (version, version.manifest.max_tokens)
+
+    async def wait_resident(self) -> None:
+        """Return once every adapter is in the bank; a task whose adapter cannot be is in error."""
+        for name, hold in self._holds.items():
+            try:
+                if not hold.slot.done():
+                    await asyncio.wrap_future(hold.slot)
+                hold.slot.result()
+            except ServerError as error:
+                self._errors[name] = error
+                del self.readable[name]
 
     def rows(self, tokens: dict[int, list[TokenRow]], truncation: bool) -> list[Row]:
         """Every (text, task) that can be answered."""
         rows: list[Row] = []
+        keys = {
+            limit: [row_key(row.token_ids, row.type_ids) for row in found]
+            for limit, found in tokens.items()
+        }
         for name, (version, limit) in self.readable.items():
+            slot = self._holds[name].slot.result()
             places = self._places[name] = []
-            for index, token_row in enumerate(tokens[limit]):
+            for index, (key, token_row) in enumerate(zip(keys[limit], tokens[limit], strict=True)):
                 if token_row.truncated and not truncation:
                     places.append(TextTruncatedError(version.task, index, limit))
                     continue
                 places.append((len(rows), token_row.truncated))
-                rows.append(Row(token_row.token_ids, token_row.type_ids, version.slot))
+                rows.append(Row(key, token_row.token_ids, token_row.type_ids, slot))
         return rows
 
     def columns(self, answers: Sequence[Any]) -> list[Column]:
@@ -236,14 +227,14 @@ class _Call:
     def settle(self) -> None:
         """No row of the call waits or runs any more."""
         self.in_flight = False
-        self._end_leases()
+        self._end_holds()
 
     def leave(self) -> None:
         """The caller has its answer, or has gone."""
         self._left = True
-        self._end_leases()
+        self._end_holds()
 
-    def _end_leases(self) -> None:
+    def _end_holds(self) -> None:
         if self._left and not self.in_flight:
-            for lease in self._leases.values():
-                lease.release()
+            for hold in self._holds.values():
+                hold.release()

@@ -30,6 +30,8 @@ ServerError
 │   └── TaskExistsError           create-only upload to a task that exists
 ├── UnavailableError              right now it cannot be done
 │   ├── OverloadedError           too much is waiting already
+│   ├── BankFullError             adapters in use leave no room for another
+│   ├── AdapterDamagedError       the adapter's file is damaged on this server's disk
 │   ├── NotReadyError             the server is still starting
 │   ├── DrainingError             the server is shutting down
 │   ├── TimedOutError             the answer was not there in time
@@ -279,6 +281,32 @@ class OverloadedError(UnavailableError):
         super().__init__(f"{what}; try again in {retry_after_s} s", retry_after_s=retry_after_s)
 
 
+class BankFullError(UnavailableError):
+    """Adapters in use leave no room for another."""
+
+    def __init__(self, held_bytes: int, needed_bytes: int, limit_bytes: int) -> None:
+        super().__init__(
+            f"adapters in use take {held_bytes} of the {limit_bytes} bytes that may be resident, "
+            f"and this one needs {needed_bytes}; ask for fewer tasks in one call, or raise "
+            "max_resident_bytes",
+            needed_bytes=needed_bytes,
+            limit_bytes=limit_bytes,
+        )
+
+
+class AdapterDamagedError(UnavailableError):
+    """The adapter's file is damaged on this server's disk."""
+
+    def __init__(self, task: str, version: int, digest: str) -> None:
+        super().__init__(
+            f"the file of version {version} of task {task!r} is damaged on this server; upload "
+            f"{digest} again",
+            task=task,
+            version=version,
+            digest=digest,
+        )
+
+
 class NotReadyError(UnavailableError):
     """The server is still starting."""
 
@@ -368,6 +396,8 @@ TABLE: Mapping[type[Exception], Answer] = {
     NoPreviousVersionError: Answer(409, "no_previous_version"),
     TaskExistsError: Answer(412, "task_exists"),
     OverloadedError: Answer(429, "overloaded"),
+    BankFullError: Answer(503, "bank_full"),
+    AdapterDamagedError: Answer(500, "adapter_damaged"),
     NotReadyError: Answer(503, "not_ready"),
     DrainingError: Answer(503, "draining"),
     TimedOutError: Answer(504, "timeout"),

@@ -46,6 +46,8 @@ class PlainLines(logging.Formatter):
 
 def configure(log_format: LogFormat, log_level: LogLevel) -> None:
     """Send every log line of this process to stderr in one format."""
+    # Nothing prints these, and every record would gather them.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if log_format == "json" else PlainLines())
     root = logging.getLogger()

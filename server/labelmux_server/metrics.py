@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -10,10 +11,15 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     generate_latest,
 )
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
-from labelmux_server.batcher import Batch, Batcher
+from labelmux_server.batcher import Batcher
+from labelmux_server.feature_cache import FeatureCache
+from labelmux_server.submission import Batch
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -42,12 +48,7 @@ class Metrics:
         self._encoder_rows = Counter(
             "labelmux_encoder_rows_total", "Texts that went through the encoder.", registry=registry
         )
-        self._tokens = Counter(
-            "labelmux_batch_tokens_total",
-            "Tokens of the encoder's batches: real ones, and padded as computed.",
-            ("kind",),
-            registry=registry,
-        )
+        self._tokens = Counter("labelmux_encoder_tokens_total", "Their tokens.", registry=registry)
         self._batch_rows = Histogram(
             "labelmux_batch_encoder_rows",
             "Texts in a batch.",
@@ -75,15 +76,48 @@ class Metrics:
         self._changes = Counter(
             "labelmux_task_changes_total", "Changes to tasks.", ("action",), registry=registry
         )
+        self._load_duration = Histogram(
+            "labelmux_adapter_load_seconds",
+            "How long an adapter took into the bank; their count is that of loads.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._evictions = Counter(
+            "labelmux_adapter_evictions_total",
+            "Adapters that left the bank for others.",
+            registry=registry,
+        )
 
-    def watch(self, batcher: Batcher, tasks: Callable[[], int]) -> None:
-        """Read the queue's depth and the number of tasks whenever metrics are asked for."""
+    def watch(self, batcher: Batcher, cache: FeatureCache[Any], tasks: Callable[[], int]) -> None:
+        """Read the queue, the cache and the number of tasks whenever metrics are asked for."""
+        self._registry.register(_CacheCounts(cache))
         for name, text, read in (
             ("labelmux_queue_tokens", "Tokens that wait.", lambda: batcher.queued_tokens),
             ("labelmux_queue_rows", "Rows that wait.", lambda: batcher.queued_rows),
+            (
+                "labelmux_queue_expected_wait_seconds",
+                "How long a text that comes now may expect to wait.",
+                lambda: batcher.wait_s,
+            ),
             ("labelmux_tasks", "Tasks that serve.", tasks),
         ):
             Gauge(name, text, registry=self._registry).set_function(read)
+
+    def watch_bank(self, adapters: Callable[[], int], resident_bytes: Callable[[], int]) -> None:
+        """Read what is in the bank whenever metrics are asked for."""
+        for name, text, read in (
+            ("labelmux_resident_adapters", "Adapters in the bank.", adapters),
+            ("labelmux_resident_bytes", "Bytes of adapters in the bank.", resident_bytes),
+        ):
+            Gauge(name, text, registry=self._registry).set_function(read)
+
+    def record_load(self, seconds: float) -> None:
+        """An adapter came into the bank."""
+        self._load_duration.observe(seconds)
+
+    def record_eviction(self) -> None:
+        """One left it for another."""
+        self._evictions.inc()
 
     def record_request(self, route: str, status: int, seconds: float) -> None:
         """A request was answered."""
@@ -93,9 +127,9 @@ class Metrics:
     def record_batch(self, batch: Batch, started_s: float, seconds: float) -> None:
         """A batch ran, well or not."""
         self._rows.inc(sum(len(row.readers) for row in batch.rows))
-        self._encoder_rows.inc(len(batch.rows))
-        self._tokens.labels("real").inc(batch.tokens)
-        self._tokens.labels("padded").inc(batch.padded_tokens)
+        read = [row.tokens for row in batch.rows if not row.cached]
+        self._encoder_rows.inc(len(read))
+        self._tokens.inc(sum(read))
         self._batch_rows.observe(len(batch.rows))
         self._batch_duration.observe(seconds)
         for row in batch.rows:
@@ -112,3 +146,22 @@ class Metrics:
     def render(self) -> bytes:
         """The text exposition."""
         return generate_latest(self._registry)
+
+
+class _CacheCounts(Collector):
+    """What the feature cache counts by itself."""
+
+    def __init__(self, cache: FeatureCache[Any]) -> None:
+        self._cache = cache
+
+    def collect(self) -> Iterator[Metric]:
+        """The counts as they are now."""
+        for name, text, value in (
+            ("hits", "Texts whose features were at hand.", self._cache.hits),
+            ("misses", "Texts whose features were not at hand.", self._cache.misses),
+            ("evictions", "Texts whose features gave way to others.", self._cache.evictions),
+        ):
+            yield CounterMetricFamily(f"labelmux_feature_cache_{name}", text, value)
+        yield GaugeMetricFamily(
+            "labelmux_feature_cache_bytes", "Bytes of features kept.", self._cache.kept_bytes
+        )

@@ -1,18 +1,17 @@
-"""What serves: tasks, their resident versions, and which one is active.
+"""What serves: tasks, their versions, and which one is active; resident or not.
 
-Reading and changing are short critical sections under one lock, so any thread may call. A version
-that a lease names stays in the bank until the last lease is given back, even if it was deleted.
+Reading and changing are short critical sections under one lock, so any thread may call.
 """
 
 from __future__ import annotations
 
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
-from labelmux_adapters.bank import Slot
 from labelmux_adapters.manifest import Manifest
 from labelmux_server.errors import InvalidRequestError, TaskNotFoundError, VersionNotFoundError
 
@@ -23,97 +22,80 @@ _PINNED = re.compile(r"([^@]*)@([1-9][0-9]{0,8})")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Version:
-    """One immutable version of a task, resident in the bank."""
+    """One immutable version of a task."""
 
     task: str
     number: int
     digest: str
     size_bytes: int
     created_at: datetime
-    manifest: Manifest
-    slot: Slot
+    #: Whether the task reads two texts.
+    pair: bool
+    read_manifest: Callable[[str], Manifest] = field(repr=False)
 
-
-@dataclass(slots=True, eq=False)
-class _Hold:
-    version: Version
-    leases: int = 0
-    retired: bool = False
+    @property
+    def manifest(self) -> Manifest:
+        """What the adapter's file says of itself; may be read from disk."""
+        return self.read_manifest(self.digest)
 
 
 @dataclass(slots=True)
 class _Task:
-    holds: dict[int, _Hold]
+    versions: dict[int, Version]
     active: int
 
 
-class Lease:
-    """One request's hold on a version; ``release`` works once, however often it is called."""
-
-    __slots__ = ("_release", "version")
-
-    def __init__(self, version: Version, release: Callable[[], None]) -> None:
-        self.version = version
-        self._release: Callable[[], None] | None = release
-
-    def release(self) -> None:
-        """The version may leave the bank now."""
-        release, self._release = self._release, None
-        if release is not None:
-            release()
-
-
 class Registry:
-    """Task to versions to slots in the bank."""
+    """Task to versions."""
 
-    def __init__(self, free: Callable[[Slot], None]) -> None:
-        """``free`` takes a slot that nothing uses any more; it is called on any thread."""
-        self._free = free
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._tasks: dict[str, _Task] = {}
+        self._named: Counter[str] = Counter()
 
-    def lease(self, name: str) -> Lease:
-        """Hold the version that ``name`` means now: the active one of ``task``, or ``task@3``.
+    def resolve(self, name: str) -> Version:
+        """The version that ``name`` means now: the active one of ``task``, or ``task@3``.
 
         Raises:
             TaskNotFoundError, VersionNotFoundError
         """
-        task, number = parse_name(name)
-        with self._lock:
-            hold = self._find(task, number)
-            hold.leases += 1
-        return Lease(hold.version, lambda: self._give_back(hold))
+        return self.get(*parse_name(name))
 
     def get(self, task: str, number: int | None = None) -> Version:
-        """One version without holding it: good for everything but its slot.
+        """One version of a task, by default the active one.
 
         Raises:
             TaskNotFoundError, VersionNotFoundError
         """
         with self._lock:
-            return self._find(task, number).version
+            return self._find(task, number)
 
     def active(self) -> list[Version]:
         """The active version of every task, by task."""
         with self._lock:
-            found = [(name, task.holds[task.active].version) for name, task in self._tasks.items()]
+            found = [(name, task.versions[task.active]) for name, task in self._tasks.items()]
         return [version for _, version in sorted(found, key=lambda pair: pair[0])]
 
     def versions(self, task: str) -> list[Version]:
-        """A task's resident versions, by number.
+        """A task's versions, by number.
 
         Raises:
             TaskNotFoundError
         """
         with self._lock:
-            holds = self._task(task).holds
-            return [holds[number].version for number in sorted(holds)]
+            versions = self._task(task).versions
+            return [versions[number] for number in sorted(versions)]
 
     def find_digest(self, task: str, digest: str) -> Version | None:
         """The version of a task with these bytes."""
         with self._lock:
-            holds = self._tasks[task].holds if task in self._tasks else {}
-            return next((h.version for h in holds.values() if h.version.digest == digest), None)
+            versions = self._tasks[task].versions if task in self._tasks else {}
+            return next((v for v in versions.values() if v.digest == digest), None)
+
+    def names_digest(self, digest: str) -> bool:
+        """Whether any version has these bytes."""
+        with self._lock:
+            return digest in self._named
 
     def __contains__(self, task: str) -> bool:
         with self._lock:
@@ -127,7 +109,8 @@ class Registry:
         """From now on the version can be named; if activated, new requests get it."""
         with self._lock:
             task = self._tasks.setdefault(version.task, _Task({}, version.number))
-            task.holds[version.number] = _Hold(version)
+            task.versions[version.number] = version
+            self._named[version.digest] += 1
             if activate:
                 task.active = version.number
 
@@ -138,41 +121,34 @@ class Registry:
             TaskNotFoundError, VersionNotFoundError
         """
         with self._lock:
-            hold = self._find(task, number)
+            version = self._find(task, number)
             self._tasks[task].active = number
-            return hold.version
+            return version
 
-    def remove(self, task: str, number: int | None = None) -> None:
-        """One version, or the whole task, can no longer be named. What it used is freed in time."""
+    def remove(self, task: str, number: int | None = None) -> list[str]:
+        """Forget one version or the whole task; the digests that nothing names any more."""
         with self._lock:
             if number is None:
-                holds = list(self._tasks.pop(task).holds.values())
+                removed = list(self._tasks.pop(task).versions.values())
             else:
-                holds = [self._tasks[task].holds.pop(number)]
-            for hold in holds:
-                hold.retired = True
-            idle = [hold for hold in holds if hold.leases == 0]
-        for hold in idle:
-            self._free(hold.version.slot)
-
-    def _give_back(self, hold: _Hold) -> None:
-        with self._lock:
-            hold.leases -= 1
-            idle = hold.retired and hold.leases == 0
-        if idle:
-            self._free(hold.version.slot)
+                removed = [self._tasks[task].versions.pop(number)]
+            self._named.subtract(version.digest for version in removed)
+            unnamed = [version.digest for version in removed if not self._named[version.digest]]
+            for digest in unnamed:
+                del self._named[digest]
+            return unnamed
 
     def _task(self, task: str) -> _Task:
         if task not in self._tasks:
             raise TaskNotFoundError(task)
         return self._tasks[task]
 
-    def _find(self, task: str, number: int | None) -> _Hold:
+    def _find(self, task: str, number: int | None) -> Version:
         found = self._task(task)
         wanted = found.active if number is None else number
-        if wanted not in found.holds:
+        if wanted not in found.versions:
             raise VersionNotFoundError(task, wanted)
-        return found.holds[wanted]
+        return found.versions[wanted]
 
 
 def parse_name(name: str) -> tuple[str, int | None]:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from labelmux_encoder.tokenizer import TextInput
 from labelmux_server import errors
-from labelmux_server.answers import classify_body, json_answer
+from labelmux_server.answers import classify_body, json_answer, server_timing
 from labelmux_server.bodies import read_json, unless_gone
 from labelmux_server.documented import body_of, documented
 from labelmux_server.engine import Classified
@@ -19,14 +19,29 @@ from labelmux_server.settings import Settings
 
 router = APIRouter(tags=["classify"])
 
+PATH = "/v1/classify"
+
 EVERY_TASK = "*"
+
+_TIMED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "headers": {
+            "Server-Timing": {
+                "description": "Milliseconds of the call: `tokenise`, `queue`, `encode`, `readout` "
+                "(of the batches that held its texts) and `total`.",
+                "schema": {"type": "string"},
+            }
+        }
+    }
+}
 
 
 @router.post(
-    "/v1/classify",
+    PATH,
     response_model=ClassifyAnswer,
     openapi_extra=body_of(ClassifyRequest),
-    responses=documented(
+    responses=_TIMED
+    | documented(
         errors.InvalidJsonError,
         errors.TaskNotFoundError,
         errors.VersionNotFoundError,
@@ -40,6 +55,8 @@ EVERY_TASK = "*"
         errors.TextTruncatedError,
         errors.OverloadedError,
         errors.InternalError,
+        errors.AdapterDamagedError,
+        errors.BankFullError,
         errors.DrainingError,
         errors.TimedOutError,
     ),
@@ -62,7 +79,9 @@ async def classify(request: Request) -> Response:
     )
     if wanted.task is not None:
         _raise_first_error(found)
-    return json_answer(classify_body(found, len(texts), wanted.top_k, raw_scores=wanted.raw_scores))
+    body = classify_body(found, len(texts), wanted.top_k, raw_scores=wanted.raw_scores)
+    timing = server_timing(found.stages, request.state.started_s)
+    return json_answer(body, headers={"server-timing": timing})
 
 
 def _check_sizes(texts: list[TextInput], settings: Settings) -> None:
@@ -82,9 +101,7 @@ def _names(wanted: ClassifyRequest, registry: Registry) -> list[str]:
         if name == EVERY_TASK and wanted.task is None:
             reads_pairs = wanted.pairs is not None
             names.update(
-                (version.task, None)
-                for version in registry.active()
-                if version.manifest.pair == reads_pairs
+                (version.task, None) for version in registry.active() if version.pair == reads_pairs
             )
         else:
             names[name] = None

@@ -23,8 +23,10 @@ _LIMITS = (
     "max_upload_bytes",
     "max_batch_tokens",
     "max_batch_rows",
+    "feature_cache_bytes",
     "max_queue_tokens",
     "max_queue_rows",
+    "max_queue_s",
     "request_timeout_s",
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
@@ -47,7 +47,12 @@ def _service(request: Request) -> Service:
 @router.get("/v1/tasks", response_model=TaskList)
 async def list_tasks(request: Request) -> Response:
     """Every task that serves, by name."""
-    return json_answer({"tasks": [task_body(v) for v in _service(request).registry.active()]})
+    registry = _service(request).registry
+
+    def bodies() -> list[dict[str, Any]]:
+        return [task_body(version) for version in registry.active()]
+
+    return json_answer({"tasks": await asyncio.to_thread(bodies)})
 
 
 @router.get("/v1/tasks/{task}", response_model=TaskInfo, responses=_MISSING)
@@ -113,6 +118,7 @@ async def download_adapter(
             errors.InvalidRequestError,
             errors.DigestMismatchError,
             errors.OverloadedError,
+            errors.BankFullError,
             *ADAPTER_ERRORS,
         ),
     },

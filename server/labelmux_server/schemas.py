@@ -124,8 +124,10 @@ class ClassifyAnswer(_Answer):
     """Results in the order of the texts."""
 
     results: list[TextResult]
-    encoder_rows: int = Field(description="Distinct texts that the encoder read for this call.")
-    tokens: int = Field(description="Their tokens.")
+    encoder_rows: int = Field(
+        description="Distinct texts that the encoder read for this call; 0 where all came before."
+    )
+    tokens: int = Field(description="Tokens of the call's distinct texts.")
 
 
 class TaskInfo(_Answer):

@@ -8,19 +8,24 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from labelmux_adapters.bank import Bank
+from labelmux_adapters.files import FileLimits
 from labelmux_encoder.weights import LoadedEncoder, load_encoder
 from labelmux_server.batcher import Batcher, Limits
 from labelmux_server.changes import Changes
-from labelmux_server.engine import Engine, TokenizerPool
+from labelmux_server.engine import Engine
 from labelmux_server.errors import OverloadedError
+from labelmux_server.feature_cache import FeatureCache
+from labelmux_server.library import Library
 from labelmux_server.metrics import Metrics
 from labelmux_server.registry import Registry
 from labelmux_server.replica import Replica
+from labelmux_server.residency import Residency
 from labelmux_server.settings import Settings
 from labelmux_server.store import Store
+from labelmux_server.tokenizer_pool import TokenizerPool
 
 Result = TypeVar("Result")
 
@@ -45,11 +50,14 @@ class Service:
         self.draining = False
         self._uploads = 0
         self._bank = Bank(loaded.encoder.device)
-        self.registry = Registry(self._bank.remove)
+        self.registry = Registry()
         self.store = store
-        self._changes = Changes(
-            self.store, self.registry, self._bank, loaded, settings.max_upload_bytes
+        limits = FileLimits(max_bytes=settings.max_upload_bytes)
+        library = Library(store, self.registry, loaded.encoder, limits)
+        self.residency = Residency(
+            self._bank, library.adapter, settings.max_resident_bytes, metrics
         )
+        self._changes = Changes(store, self.registry, library, self.residency, loaded, limits)
         self._changes.load_stored()
         self._seed()
         self._changer = ThreadPoolExecutor(1, "labelmux-changes")
@@ -59,20 +67,23 @@ class Service:
                 settings.max_batch_rows,
                 settings.max_queue_tokens,
                 settings.max_queue_rows,
+                settings.max_queue_s,
                 settings.max_wait_ms,
             )
         )
         self._tokenizers = TokenizerPool(loaded.tokenizer, settings.tokenizer_threads)
         self.engine = Engine(
             self.registry,
+            self.residency,
             self.batcher,
             self._tokenizers,
             max_rows=settings.max_queue_rows,
             max_tokens=settings.max_queue_tokens,
             timeout_s=settings.request_timeout_s,
         )
+        self._cache = FeatureCache[Any](settings.feature_cache_bytes)
         self._replica: Replica | None = None
-        metrics.watch(self.batcher, lambda: len(self.registry))
+        metrics.watch(self.batcher, self._cache, lambda: len(self.registry))
 
     @classmethod
     async def start(
@@ -91,12 +102,14 @@ class Service:
             encoder = loaded or load_encoder(
                 settings.encoder, device=settings.device, dtype=settings.dtype
             )
-            settings.check_encoder(encoder.encoder.config.max_tokens)
+            settings.check_encoder(encoder.encoder.config.max_tokens, _token_bytes(encoder))
             with ExitStack() as undo:
                 store = Store(settings.state_dir)
                 undo.callback(store.close)
                 service = cls(settings, encoder, metrics, store)
-                service._replica = Replica(encoder, service._bank, service.batcher, metrics, loop)
+                service._replica = Replica(
+                    encoder, service._bank, service.batcher, service._cache, metrics, loop
+                )
                 service._replica.start()
                 undo.pop_all()
                 return service
@@ -109,6 +122,7 @@ class Service:
         if self._replica is not None:
             await self._replica.stop()
         await asyncio.to_thread(self._tokenizers.close)
+        await asyncio.to_thread(self.residency.close)
         self.store.close()
 
     @property
@@ -150,3 +164,9 @@ class Service:
                 self._changes.seed(folder)
             self.store.mark_started()
         _log.info("%d tasks serve from %s", len(self.registry), self.settings.state_dir)
+
+
+def _token_bytes(loaded: LoadedEncoder) -> int:
+    """Bytes of one token's features."""
+    config = loaded.encoder.config
+    return (config.num_layers + 1) * config.hidden_size * loaded.encoder.dtype.itemsize

@@ -27,6 +27,15 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
+#: Pairs of settings of which the second may not be below the first, and why.
+_ORDERED = (
+    ("max_batch_tokens", "max_queue_tokens", "no batch could fill"),
+    ("max_client_batch_size", "max_queue_rows", "a full call could never be taken"),
+    ("max_client_batch_size", "max_queue_tokens", "a full call could never be taken"),
+    ("max_text_chars", "max_body_bytes", "the longest text could never arrive"),
+    ("max_queue_s", "request_timeout_s", "what waits that long is never answered"),
+)
+
 
 def _about(text: str, *, low: float | None = None, secret: bool = False) -> dict[str, Any]:
     return {"help": text, "low": low, "secret": secret}
@@ -81,13 +90,15 @@ class Settings:
         repr=False,
         metadata=_about("Key that uploads and other changes must carry.", secret=True),
     )
-    max_batch_tokens: int = field(
-        default=8192, metadata=_about("Most tokens in one pass, padding counted.", low=1)
-    )
-    max_batch_rows: int = field(default=256, metadata=_about("Most texts in one pass.", low=1))
+    max_batch_tokens: int = field(default=8192, metadata=_about("Most tokens in one batch.", low=1))
+    max_batch_rows: int = field(default=256, metadata=_about("Most texts in one batch.", low=1))
     max_wait_ms: float = field(
         default=50.0,
         metadata=_about("How long a text may be passed over for nearer lengths.", low=0),
+    )
+    feature_cache_bytes: int = field(
+        default=256 * 1024 * 1024,
+        metadata=_about("Most bytes of features kept for texts that come again; 0: none.", low=0),
     )
     max_queue_tokens: int = field(
         default=262_144, metadata=_about("Most tokens that may wait; beyond, 429.", low=1)
@@ -95,6 +106,10 @@ class Settings:
     max_queue_rows: int = field(
         default=16_384,
         metadata=_about("Most rows (a text for a task) that may wait; beyond, 429.", low=1),
+    )
+    max_queue_s: float = field(
+        default=5.0,
+        metadata=_about("Longest wait that a new text may expect; beyond, 429.", low=0),
     )
     max_client_batch_size: int = field(
         default=256, metadata=_about("Most texts in one call.", low=1)
@@ -105,6 +120,12 @@ class Settings:
     max_body_bytes: int = field(default=4_000_000, metadata=_about("Longest JSON body.", low=1))
     max_upload_bytes: int = field(
         default=64 * 1024 * 1024, metadata=_about("Longest adapter file.", low=1)
+    )
+    max_resident_bytes: int = field(
+        default=2 * 1024 * 1024 * 1024,
+        metadata=_about(
+            "Most bytes of adapters kept ready; the least recently used go first.", low=1
+        ),
     )
     request_timeout_s: float = field(
         default=30.0, metadata=_about("Longest time to answer a classification.", low=0.001)
@@ -133,27 +154,39 @@ class Settings:
         self._refuse_mixes()
 
     def _refuse_mixes(self) -> None:
-        if self.max_queue_tokens < self.max_batch_tokens:
+        for low, high, why in _ORDERED:
+            least, found = getattr(self, low), getattr(self, high)
+            if found < least:
+                raise SettingsError(
+                    f"{high} is {found}, below {low} {least}: {why}; raise the one or lower the "
+                    "other"
+                )
+        if self.max_wait_ms / 1000 > self.max_queue_s:
             raise SettingsError(
-                f"max_queue_tokens is {self.max_queue_tokens}, below max_batch_tokens "
-                f"{self.max_batch_tokens}: no batch could fill; raise it"
-            )
-        if self.max_queue_rows < self.max_client_batch_size:
-            raise SettingsError(
-                f"max_queue_rows is {self.max_queue_rows}, below max_client_batch_size "
-                f"{self.max_client_batch_size}: a full call could never be taken; raise it"
+                f"max_wait_ms is {self.max_wait_ms}, which is over max_queue_s {self.max_queue_s}: "
+                "a text could be passed over for longer than it may wait; lower it"
             )
 
-    def check_encoder(self, max_tokens: int) -> None:
-        """Refuse an encoder whose longest row could never be served.
+    def check_encoder(self, max_tokens: int, token_bytes: int) -> None:
+        """Refuse an encoder whose longest row could never be served, or never be kept.
+
+        Args:
+            max_tokens: of that row.
+            token_bytes: bytes of one token's features.
 
         Raises:
-            SettingsError: a row of ``max_tokens`` does not fit into a batch.
+            SettingsError: a row of ``max_tokens`` does not fit into a batch, or into the cache.
         """
         if self.max_batch_tokens < max_tokens:
             raise SettingsError(
                 f"max_batch_tokens is {self.max_batch_tokens}, but one row of this encoder may "
                 f"have {max_tokens} tokens; raise it to at least that"
+            )
+        if 0 < self.feature_cache_bytes < max_tokens * token_bytes:
+            raise SettingsError(
+                f"feature_cache_bytes is {self.feature_cache_bytes}, but the features of one row "
+                f"of this encoder may have {max_tokens * token_bytes}; raise it to at least that, "
+                "or set 0 to keep none"
             )
 
     @property

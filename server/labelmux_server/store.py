@@ -18,6 +18,7 @@ from sqlalchemy import Engine, ForeignKey, create_engine, delete, event, func, s
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from labelmux_adapters.manifest import Manifest
 from labelmux_server.blobs import Blobs, sync_folder
 from labelmux_server.errors import StateError
 
@@ -36,6 +37,14 @@ class VersionRecord:
     size_bytes: int
     created_at: datetime
     active: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRecord:
+    """What is known of an adapter without its file or manifest."""
+
+    encoder_fingerprint: str
+    pair: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +80,14 @@ class _Version(_Base):
     digest: Mapped[str]
     size_bytes: Mapped[int]
     created_at: Mapped[str]
+
+
+class _Manifest(_Base):
+    __tablename__ = "manifests"
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    encoder_fingerprint: Mapped[str]
+    pair: Mapped[bool]
+    text: Mapped[str]
 
 
 class _History(_Base):
@@ -145,6 +162,39 @@ class Store:
         with Session(self._engine) as session:
             rows = session.execute(query.order_by(_Version.task, _Version.number)).all()
             return [_version_record(row, active) for row, active in rows]
+
+    def adapters(self) -> dict[str, AdapterRecord]:
+        """Every adapter whose manifest is stored, by digest."""
+        query = select(_Manifest.digest, _Manifest.encoder_fingerprint, _Manifest.pair)
+        with Session(self._engine) as session:
+            return {
+                digest: AdapterRecord(fingerprint, pair)
+                for digest, fingerprint, pair in session.execute(query)
+            }
+
+    def manifest(self, digest: str) -> str:
+        """An adapter's manifest as its file carries it."""
+        with Session(self._engine) as session:
+            return session.get_one(_Manifest, digest).text
+
+    def put_manifest(self, digest: str, manifest: Manifest) -> None:
+        """Store what an adapter says of itself, before a version names it."""
+        with self._change() as session:
+            session.merge(
+                _Manifest(
+                    digest=digest,
+                    encoder_fingerprint=manifest.encoder_fingerprint,
+                    pair=manifest.pair,
+                    text=manifest.to_json(),
+                )
+            )
+
+    def sweep_manifests(self) -> None:
+        """Remove what no version needs."""
+        with self._change() as session:
+            session.execute(
+                delete(_Manifest).where(_Manifest.digest.not_in(select(_Version.digest)))
+            )
 
     def history(self, task: str) -> list[HistoryRecord]:
         """Every change to a task, oldest first; it outlives the task."""

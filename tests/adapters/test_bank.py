@@ -120,3 +120,20 @@ def test_adding_while_reading_changes_no_answer(make_adapter: MakeAdapter) -> No
     finally:
         stop.set()
         thread.join()
+
+
+def test_features_may_be_of_any_float_dtype(make_adapter: MakeAdapter) -> None:
+    adapter = make_adapter(("a", "b", "c"), seed=3)
+    features = texts().bfloat16()
+    expected = plain(adapter, features.float())
+    bank = Bank()
+    slot = bank.add(adapter)
+    found = bank.readout(features, LENGTHS, [(text, slot) for text in range(6)])
+    assert np.abs(np.stack(found) - expected).max() < TOLERANCE
+
+
+def test_bytes_are_those_of_the_resident_weights(make_adapter: MakeAdapter) -> None:
+    few, many = make_adapter(("a", "b")), make_adapter(tuple(f"l{at}" for at in range(40)))
+    assert Bank().bytes_of(few.manifest) < Bank().bytes_of(many.manifest)
+    half = Bank(dtype=torch.bfloat16).bytes_of(few.manifest)
+    assert half < Bank().bytes_of(few.manifest) <= 2 * half

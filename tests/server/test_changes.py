@@ -4,20 +4,25 @@ import logging
 import shutil
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from labelmux_adapters.bank import Bank
 from labelmux_adapters.errors import AdapterError, CanaryMismatchError, ForeignEncoderError
-from labelmux_adapters.files import write_adapter
-from labelmux_server.blobs import digest_of
+from labelmux_adapters.files import FileLimits, read_adapter, write_adapter
+from labelmux_server.blobs import Blobs, digest_of
 from labelmux_server.changes import Changes
 from labelmux_server.errors import (
+    AdapterDamagedError,
     DigestMismatchError,
     NoPreviousVersionError,
     TaskExistsError,
     VersionActiveError,
 )
+from labelmux_server.library import Library
+from labelmux_server.metrics import Metrics
 from labelmux_server.registry import Registry
+from labelmux_server.residency import Residency
 from labelmux_server.store import Store
 
 
@@ -27,8 +32,13 @@ class World:
     def __init__(self, folder, loaded) -> None:
         self.store = Store(folder)
         self.bank = CountingBank()
-        self.registry = Registry(self.bank.remove)
-        self.changes = Changes(self.store, self.registry, self.bank, loaded, 1 << 20)
+        self.registry = Registry()
+        limits = FileLimits(max_bytes=1 << 20)
+        self.library = Library(self.store, self.registry, loaded.encoder, limits)
+        self.residency = Residency(self.bank, self.library.adapter, 1 << 30, Metrics())
+        self.changes = Changes(
+            self.store, self.registry, self.library, self.residency, loaded, limits
+        )
         self.changes.load_stored()
         self.store.mark_started()
 
@@ -199,8 +209,8 @@ def test_deleting_frees_disk_and_bank(open_world, adapter_bytes, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing"])
-def test_a_damaged_file_keeps_its_task_out_and_the_rest_serves(
-    open_world, adapter_bytes, tmp_path, caplog, damage
+def test_a_damaged_file_fails_its_own_task_until_it_is_uploaded_again(
+    open_world, adapter_bytes, tmp_path, damage
 ):
     world = open_world()
     bad, good = adapter_bytes(seed=0), adapter_bytes(seed=1)
@@ -212,28 +222,55 @@ def test_a_damaged_file_keeps_its_task_out_and_the_rest_serves(
         path.write_bytes(bad[:-1] + b"?")
     else:
         path.unlink()
-    with caplog.at_level(logging.ERROR):
-        world = open_world()
-    assert set(world.active()) == {"good"}
-    assert "task bad does not serve" in caplog.text
+    world = open_world()
+    assert set(world.active()) == {"bad", "good"}
+    with pytest.raises(AdapterDamagedError, match="upload"):
+        world.residency.hold(world.registry.get("bad")).slot.result(20)
+    world.residency.hold(world.registry.get("good")).slot.result(20)
     assert (tmp_path / "state/quarantine" / name).is_file() == (damage == "changed")
+    assert world.changes.upload("bad", bad).version.number == 1
+    world = open_world()
+    world.residency.hold(world.registry.get("bad")).slot.result(20)
+
+
+def test_a_start_reads_no_adapter_file(open_world, adapter_bytes, monkeypatch):
+    world = open_world()
+    world.changes.upload("t", adapter_bytes(seed=0))
+    world.changes.upload("pairs", adapter_bytes(seed=1, pair=True))
+
+    def read(*_):
+        raise AssertionError("a file was read")
+
+    monkeypatch.setattr(Blobs, "read", read)
+    world = open_world()
+    assert world.bank.resident == 0
+    assert [(v.task, v.pair) for v in world.registry.active()] == [("pairs", True), ("t", False)]
+    assert world.registry.get("t").manifest.labels == ("a", "b")
+
+
+def test_a_folder_without_manifests_gets_them_from_its_files(open_world, adapter_bytes, tmp_path):
+    world = open_world()
+    for seed in range(3):
+        world.changes.upload(f"t{seed}", adapter_bytes(seed=seed))
+    damaged = world.registry.get("t2").digest.removeprefix("sha256:")
+    (tmp_path / "state/blobs/sha256" / damaged[:2] / damaged).write_bytes(b"x")
+    with world.store._change() as session:
+        session.execute(text("DELETE FROM manifests"))
+    world = open_world()
+    assert set(world.active()) == {"t0", "t1"}
+    assert (tmp_path / "state/quarantine" / damaged).is_file()
+    assert world.registry.get("t0").manifest.labels == ("a", "b")
+
+
+def test_tasks_with_equal_files_share_one_place(open_world, adapter_bytes):
+    world = open_world()
+    for task in ("t", "u"):
+        world.changes.upload(task, adapter_bytes())
     assert world.bank.resident == 1
-    again = world.changes.upload("bad", bad)
-    assert again.version.number == 1
-    assert set(open_world().active()) == {"bad", "good"}
-
-
-def test_a_damaged_older_version_leaves_the_active_one_serving(open_world, adapter_bytes, tmp_path):
-    world = open_world()
-    for seed in range(2):
-        world.changes.upload("t", adapter_bytes(seed=seed))
-    name = digest_of(adapter_bytes(seed=0)).removeprefix("sha256:")
-    (tmp_path / "state/blobs/sha256" / name[:2] / name).write_bytes(b"x")
-    world = open_world()
-    assert world.active()["t"][0] == 2
-    assert [v.number for v in world.registry.versions("t")] == [2]
-    with pytest.raises(NoPreviousVersionError):
-        world.changes.rollback("t")
+    world.changes.delete_task("t")
+    assert world.bank.resident == 1
+    world.changes.delete_task("u")
+    assert world.bank.resident == 0
 
 
 def test_files_of_uploads_that_were_never_acknowledged_are_swept(open_world, adapter_bytes):
@@ -257,6 +294,7 @@ def test_adapters_of_another_encoder_wait_untouched_for_theirs(
         from labelmux_server.store import _Version
 
         session.get_one(_Version, ("t", 1)).digest = other
+    world.store.put_manifest(other, read_adapter(foreign).manifest)
     with caplog.at_level(logging.ERROR):
         world = open_world()
     assert world.active() == {}

@@ -11,6 +11,7 @@ import pytest
 
 from labelmux_server import contract
 from labelmux_server.docs_page import docs_page
+from labelmux_server.edge import Edge
 from labelmux_server.errors import TABLE, CallerGoneError
 from labelmux_server.schemas import ErrorBody, Health, Info
 
@@ -64,6 +65,30 @@ def test_the_frameworks_own_errors_have_the_one_body(serving, method, path, stat
             assert answer.headers["allow"]
 
     serving(scenario)
+
+
+def test_a_route_called_directly_errs_as_one_called_through_the_framework(serving, caplog):
+    """Classify is called from the edge; the same route through the framework is the yardstick."""
+
+    async def scenario(client, service):
+        await client.get("/health/live")
+        edge = client._transport.app.middleware_stack
+        while not isinstance(edge, Edge):
+            edge = edge.app
+        found = []
+        for direct in (edge._direct, {}):
+            edge._direct = direct
+            for content, kind in ((b"{", "application/json"), (b"{}", "text/plain"), (b"", "")):
+                headers = {"content-type": kind, "x-request-id": "same"}
+                answer = await client.post("/v1/classify", content=content, headers=headers)
+                found.append((answer.status_code, answer.json(), dict(answer.headers)))
+        metrics = (await client.get("/metrics")).text
+        assert 'labelmux_requests_total{route="/v1/classify",status="400"} 2.0' in metrics
+        assert 'labelmux_rejected_total{code="invalid_json"} 2.0' in metrics
+        return found
+
+    found = serving(scenario)
+    assert found[:3] == found[3:]
 
 
 def test_a_fault_in_a_route_is_answered_with_the_one_body(serving, monkeypatch, caplog):
@@ -140,8 +165,7 @@ def test_metrics_count_requests_rows_and_tokens(serving, adapter_bytes):
         assert value('labelmux_requests_total{route="/v1/classify",status="404"}') == 1
         assert value('labelmux_rejected_total{code="task_not_found"}') == 1
         assert value("labelmux_rows_total") == 2
-        assert value('labelmux_batch_tokens_total{kind="real"}') == tokens
-        assert value('labelmux_batch_tokens_total{kind="padded"}') >= tokens
+        assert value("labelmux_encoder_tokens_total") == tokens
         assert value("labelmux_queue_wait_seconds_count") == 2
         assert value("labelmux_queue_tokens") == 0
         assert value("labelmux_tasks") == 1

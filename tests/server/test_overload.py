@@ -57,7 +57,7 @@ def test_a_full_queue_answers_429_and_says_when_to_come_back(serving, busy):
         assert (await classify(client, "again")).status_code == 200
         assert 'labelmux_rejected_total{code="overloaded"}' in (await client.get("/metrics")).text
 
-    serving(scenario, max_batch_tokens=64, max_queue_tokens=64)
+    serving(scenario, max_batch_tokens=64, max_queue_tokens=64, max_client_batch_size=8)
 
 
 async def call_and_leave(app, body: dict, left: asyncio.Event) -> list[dict]:
@@ -116,7 +116,7 @@ def test_a_version_that_runs_stays_though_its_caller_left_and_its_task_is_delete
 ):
     async def scenario(client, service):
         freed = []
-        monkeypatch.setattr(service.registry, "_free", freed.append)
+        monkeypatch.setattr(service._bank, "remove", freed.append)
         gated, first = await busy(client, service)
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -182,7 +182,7 @@ def test_no_answer_in_time_is_504(serving, busy):
         await until(lambda: service.batcher.queued_rows == 0)
         assert (await classify(client, "in time")).status_code == 200
 
-    serving(scenario, request_timeout_s=0.5)
+    serving(scenario, request_timeout_s=0.5, max_queue_s=0.5)
 
 
 def test_rows_that_wait_when_the_server_stops_are_told_so(serving, busy):

@@ -13,70 +13,45 @@ from labelmux_server.registry import Registry, Version, check_task_name, parse_n
 
 
 @pytest.fixture
-def freed():
-    return []
+def registry():
+    return Registry()
 
 
-@pytest.fixture
-def registry(freed):
-    return Registry(freed.append)
-
-
-def version(task: str, number: int) -> Version:
+def version(task: str, number: int, digest: str = "") -> Version:
     when = datetime(2026, 1, 1, tzinfo=UTC)
-    slot = f"{task}{number}"
-    return Version(task, number, f"sha256:{slot}", 1, when, None, slot)  # type: ignore[arg-type]
+    return Version(task, number, digest or f"sha256:{task}{number}", 1, when, False, read_manifest)
 
 
-def test_a_lease_names_the_version_that_was_active_when_it_was_taken(registry):
-    registry.add(version("t", 1))
-    lease = registry.lease("t")
-    registry.add(version("t", 2))
-    assert lease.version.number == 1
-    assert registry.lease("t").version.number == 2
+def read_manifest(_digest):
+    raise AssertionError("no manifest is needed here")
 
 
-def test_a_version_in_use_stays_until_its_last_lease_is_given_back(registry, freed):
+def test_a_name_means_the_active_version_or_the_one_it_pins(registry):
     registry.add(version("t", 1))
     registry.add(version("t", 2))
-    first, second = registry.lease("t@1"), registry.lease("t@1")
+    assert registry.resolve("t").number == 2
+    assert registry.resolve("t@1").number == 1
     registry.remove("t", 1)
     with pytest.raises(VersionNotFoundError):
-        registry.lease("t@1")
-    first.release()
-    assert freed == []
-    second.release()
-    assert freed == ["t1"]
+        registry.resolve("t@1")
 
 
-def test_a_lease_counts_once_however_often_it_is_released(registry, freed):
+def test_a_digest_is_named_until_its_last_version_is_gone(registry):
+    registry.add(version("t", 1, "same"))
+    registry.add(version("t", 2, "other"))
+    registry.add(version("u", 1, "same"))
+    assert registry.remove("t") == ["other"]
+    assert registry.names_digest("same")
+    assert not registry.names_digest("other")
+    assert registry.remove("u", 1) == ["same"]
+    assert not registry.names_digest("same")
+
+
+def test_a_deleted_task_is_not_there(registry):
     registry.add(version("t", 1))
-    first, second = registry.lease("t"), registry.lease("t")
     registry.remove("t")
-    first.release()
-    first.release()
-    assert freed == []
-    second.release()
-    assert freed == ["t1"]
-
-
-def test_a_version_that_nobody_uses_is_freed_at_once(registry, freed):
-    registry.add(version("t", 1))
-    registry.lease("t").release()
-    registry.remove("t")
-    assert freed == ["t1"]
     assert "t" not in registry
     assert len(registry) == 0
-
-
-def test_a_task_deleted_and_made_again_does_not_touch_old_leases(registry, freed):
-    registry.add(version("t", 1))
-    lease = registry.lease("t")
-    registry.remove("t")
-    registry.add(version("t", 2))
-    lease.release()
-    assert freed == ["t1"]
-    assert registry.get("t").number == 2
 
 
 def test_activate_moves_the_pointer_to_a_version_that_is_there(registry):

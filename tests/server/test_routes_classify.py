@@ -126,6 +126,24 @@ def test_an_error_of_one_task_stands_in_its_place_and_the_others_answer(serving,
     serving(scenario)
 
 
+def test_the_answer_says_where_its_time_went(serving, adapter_bytes):
+    async def scenario(client, service):
+        await put(client, "t", adapter_bytes())
+        answer = await classify(client, task="t", texts=["a", "b"])
+        stages = {
+            name: float(duration)
+            for name, duration in re.findall(
+                r"(\w+);dur=([0-9.]+)", answer.headers["server-timing"]
+            )
+        }
+        assert list(stages) == ["tokenise", "queue", "encode", "readout", "total"]
+        assert all(duration >= 0 for duration in stages.values())
+        assert 0 < sum(stages.values()) - stages["total"] <= stages["total"] + 0.05
+        assert "server-timing" not in (await classify(client, task="absent", texts="a")).headers
+
+    serving(scenario)
+
+
 def test_all_tasks_of_a_call_may_fail(serving):
     async def scenario(client, service):
         answer = await classify(client, tasks=["x", "y"], texts=["a"])
@@ -317,7 +335,7 @@ def test_a_body_without_a_stated_length_is_counted_as_it_comes(serving):
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
         assert len(sent) < 10
 
-    serving(scenario, max_body_bytes=4000)
+    serving(scenario, max_body_bytes=4000, max_text_chars=1000)
 
 
 def test_rows_and_tokens_that_could_never_wait_are_refused_for_good(serving, adapter_bytes):

@@ -49,6 +49,11 @@ def test_the_environment_is_read_only_when_given(monkeypatch):
         ({"tokenizer_threads": 1.5}, "tokenizer_threads"),
         ({"max_queue_tokens": 100}, "max_batch_tokens"),
         ({"max_queue_rows": 10}, "max_client_batch_size"),
+        ({"max_queue_tokens": 100, "max_batch_tokens": 50}, "max_client_batch_size"),
+        ({"max_body_bytes": 1000}, "max_text_chars"),
+        ({"max_queue_s": 31}, "request_timeout_s"),
+        ({"max_wait_ms": 5001}, "max_queue_s"),
+        ({"feature_cache_bytes": -1}, "feature_cache_bytes"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(flags, names):
@@ -58,9 +63,17 @@ def test_what_cannot_work_is_refused_by_name(flags, names):
 
 def test_a_batch_must_hold_the_encoders_longest_row():
     settings = Settings(max_batch_tokens=256)
-    settings.check_encoder(256)
+    settings.check_encoder(256, token_bytes=1)
     with pytest.raises(SettingsError, match="512"):
-        settings.check_encoder(512)
+        settings.check_encoder(512, token_bytes=1)
+
+
+def test_a_feature_cache_must_hold_the_encoders_longest_row_or_be_off():
+    settings = Settings(feature_cache_bytes=1000)
+    settings.check_encoder(10, token_bytes=100)
+    with pytest.raises(SettingsError, match="feature_cache_bytes"):
+        settings.check_encoder(10, token_bytes=101)
+    Settings(feature_cache_bytes=0).check_encoder(10, token_bytes=101)
 
 
 @pytest.mark.parametrize(

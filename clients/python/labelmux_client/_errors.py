@@ -185,6 +185,8 @@ CODES: Mapping[str, type[StatusError]] = {
     "overloaded": OverloadedError,
     "not_ready": NotReadyError,
     "draining": NotReadyError,
+    "adapter_damaged": ServerFailureError,
+    "bank_full": ServerFailureError,
     "internal": ServerFailureError,
     "timeout": ServerFailureError,
 }

@@ -1,0 +1,52 @@
+"""The texts of a batch as readouts see them: normalised once, for all tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from labelmux_adapters.layout import Index
+from labelmux_adapters.ytuning import normalise_states
+
+
+class Texts(NamedTuple):
+    """Features of B texts in float32, padded with zeros to the longest."""
+
+    states: Tensor  # [L+1, B, T, H]
+    #: Over the real tokens of each text.
+    means: Tensor  # [L+1, B, H]
+    #: To be added to attention logits: 0 at real tokens, -inf at padding. None without padding.
+    bias: Tensor | None  # [B, T]
+
+    @classmethod
+    def of(cls, features: Tensor, lengths: Sequence[int]) -> Texts:
+        """The texts whose packed features these are. [L+1, N, H]"""
+        counts = np.asarray(lengths)
+        longest = int(counts.max())
+        normalised = normalise_states(features.float())
+        if (counts == longest).all():
+            states = normalised.unflatten(1, (len(counts), longest))
+            return cls(states, states.mean(2), None)
+        tokens = np.arange(longest)
+        real = tokens < counts[:, None]
+        # Padding reads one token of zeros behind the real ones.
+        source = np.where(real, (np.cumsum(counts) - counts)[:, None] + tokens, counts.sum())
+        index = torch.from_numpy(source.ravel()).to(features.device)
+        zero = normalised.new_zeros(normalised.shape[0], 1, normalised.shape[2])
+        padded = torch.cat([normalised, zero], 1).index_select(1, index)
+        states = padded.unflatten(1, (len(counts), longest))
+        divisor = torch.from_numpy(counts).to(features.device).unsqueeze(-1)
+        bias = torch.from_numpy(np.where(real, np.float32(0), np.float32("-inf")))
+        return cls(states, states.sum(2) / divisor, bias.to(features.device))
+
+    def pick(self, index: Index) -> Texts:
+        """These texts, in this order. The same tensors where that is all of them as they lie."""
+        if len(index) == self.means.shape[1] and (index == np.arange(len(index))).all():
+            return self
+        places = torch.from_numpy(index).to(self.means.device)
+        bias = None if self.bias is None else self.bias.index_select(0, places)
+        return Texts(self.states.index_select(1, places), self.means.index_select(1, places), bias)

@@ -1,0 +1,57 @@
+"""The stored adapters: their manifests, the latest kept in memory, and their files when wanted."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from labelmux_adapters.canaries import check_fit
+from labelmux_adapters.errors import AdapterError
+from labelmux_adapters.files import Adapter, FileLimits, read_adapter
+from labelmux_adapters.manifest import Manifest, parse_manifest
+from labelmux_encoder.frozen import FrozenEncoder
+from labelmux_server.blobs import DamagedBlobError
+from labelmux_server.errors import AdapterDamagedError, VersionNotFoundError
+from labelmux_server.registry import Registry, Version
+from labelmux_server.store import Store
+
+_MANIFESTS_KEPT = 1024
+
+
+class Library:
+    """Reads what the state folder holds of an adapter. Any thread may ask."""
+
+    def __init__(
+        self, store: Store, registry: Registry, encoder: FrozenEncoder, limits: FileLimits
+    ) -> None:
+        @lru_cache(_MANIFESTS_KEPT)
+        def manifest(digest: str) -> Manifest:
+            return parse_manifest(store.manifest(digest))
+
+        self._manifest = manifest
+        self._store = store
+        self._registry = registry
+        self._encoder = encoder
+        self._limits = limits
+
+    def manifest(self, digest: str) -> Manifest:
+        """What a stored adapter says of itself."""
+        return self._manifest(digest)
+
+    def adapter(self, version: Version) -> Adapter:
+        """A version's adapter, checked as an upload is, but for its canaries.
+
+        Raises:
+            VersionNotFoundError: it was deleted meanwhile.
+            AdapterDamagedError: its file is not what it was; it is in quarantine/ now.
+        """
+        try:
+            adapter = read_adapter(self._store.blobs.read(version.digest), self._limits)
+            check_fit(adapter, self._encoder)
+        except (DamagedBlobError, AdapterError) as error:
+            if not self._registry.names_digest(version.digest):
+                raise VersionNotFoundError(version.task, version.number) from error
+            # A file that could not be read may be whole: there may be no handles left.
+            if not isinstance(error.__cause__, OSError):
+                self._store.blobs.set_aside(version.digest)
+            raise AdapterDamagedError(version.task, version.number, version.digest) from error
+        return adapter

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from labelmux_encoder.tokenizer import TokenRow
+from labelmux_server.tokenizer_pool import TokenizerPool
+
+WORDS = "the train to the coast leaves at nine and the bus at ten"
+
+
+class FakeTokenizer:
+    """One token a word; waits at a gate for ``wait`` and fails on ``fail``."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+        self.threads: set[int] = set()
+
+    def clone(self) -> FakeTokenizer:
+        return self
+
+    def encode(self, texts, max_tokens: int) -> list[TokenRow]:
+        self.threads.add(threading.get_ident())
+        if "wait" in texts:
+            self.entered.set()
+            assert self.gate.wait(20)
+        if "fail" in texts:
+            raise RuntimeError("no such words")
+        return [TokenRow((1,) * len(text.split()), (), truncated=False) for text in texts]
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeTokenizer]:
+    tokenizer = FakeTokenizer()
+    yield tokenizer
+    tokenizer.gate.set()
+
+
+def test_each_limit_gets_what_the_tokenizer_gives_for_it(tiny_encoder):
+    async def scenario():
+        pool = TokenizerPool(tiny_encoder.tokenizer, threads=2)
+        found = await pool.encode([WORDS, "the bus"], [8, 64])
+        pool.close()
+        return found
+
+    found = asyncio.run(scenario())
+    for limit, rows in found.items():
+        assert rows == tiny_encoder.tokenizer.encode([WORDS, "the bus"], limit)
+    assert found[8][0].truncated
+    assert found[8][1] is found[64][1]
+
+
+def test_a_text_that_cannot_be_tokenised_fails_its_call_alone(fake):
+    async def scenario():
+        pool = TokenizerPool(fake, threads=1)
+        with pytest.raises(RuntimeError, match="no such words"):
+            await pool.encode(["fail"], [8])
+        found = await pool.encode(["a b"], [8])
+        pool.close()
+        return found
+
+    assert asyncio.run(scenario())[8][0].token_ids == (1, 1)
+
+
+def test_the_loop_and_other_calls_go_on_while_one_call_is_tokenised(fake):
+    async def scenario():
+        pool = TokenizerPool(fake, threads=2)
+        slow = asyncio.ensure_future(pool.encode(["wait"], [8]))
+        await asyncio.to_thread(fake.entered.wait, 20)
+        await pool.encode(["a"], [8])
+        assert not slow.done()
+        fake.gate.set()
+        await slow
+        pool.close()
+
+    asyncio.run(scenario())
+    assert threading.get_ident() not in fake.threads
+
+
+def test_a_call_that_was_given_up_is_not_tokenised_and_blocks_nobody(fake):
+    async def scenario():
+        pool = TokenizerPool(fake, threads=1)
+        running = asyncio.ensure_future(pool.encode(["wait"], [8]))
+        await asyncio.to_thread(fake.entered.wait, 20)
+        waiting = asyncio.ensure_future(pool.encode(["fail"], [8]))
+        await asyncio.sleep(0)
+        for call in (running, waiting):
+            call.cancel()
+        fake.gate.set()
+        found = await pool.encode(["a"], [8])
+        pool.close()
+        return found
+
+    assert len(asyncio.run(scenario())[8]) == 1
