@@ -32,6 +32,7 @@ RUN if [ "$VARIANT" = cpu ]; then \
 RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf \
     /opt/labelmux/bin/pip install -c constraints.txt --no-build-isolation ./clients/python . && \
     /opt/labelmux/bin/python -m labelmux_encoder.kernels && \
+    /opt/labelmux/bin/python -m labelmux_adapters.kernels && \
     /opt/labelmux/bin/pip uninstall -y hatchling pip && \
     find /opt/labelmux -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -11,9 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from labelmux_adapters import kernels
 from labelmux_adapters.files import Adapter
+from labelmux_adapters.kernel_stack import KernelStack, fits
 from labelmux_adapters.manifest import Manifest
-from labelmux_adapters.texts import Texts
+from labelmux_adapters.texts import TextBatch
 from labelmux_adapters.ytuning import YTuningSizes, from_tensors
 from labelmux_adapters.ytuning_constants import StackShape, constants_of
 from labelmux_adapters.ytuning_stack import YTuningStack
@@ -42,6 +44,7 @@ class Bank:
         """``dtype`` is that of resident weights and of the products with them."""
         self._device = torch.device(device)
         self._dtype = dtype
+        self._on_kernels = kernels.serves(self._device, dtype)
         self._stacks: list[YTuningStack] = []
         self._by_shape: dict[StackShape, int] = {}
         self._write_lock = threading.Lock()
@@ -58,7 +61,8 @@ class Bank:
             for stack in self._stacks:
                 stack.trim()
             if shape not in self._by_shape:
-                self._stacks.append(YTuningStack(shape, self._device, self._dtype))
+                kind = KernelStack if self._on_kernels and fits(shape) else YTuningStack
+                self._stacks.append(kind(shape, self._device, self._dtype))
                 self._by_shape[shape] = len(self._stacks) - 1
             number = self._by_shape[shape]
             return Slot(number, self._stacks[number].add(labels, constants))
@@ -80,12 +84,12 @@ class Bank:
             lengths: tokens of each text; N is their sum.
             rows: index of the text, and the adapter that reads it.
         """
-        texts = Texts.of(features, lengths)
+        batch = TextBatch(features, lengths)
         wanted = np.array([(text, *slot) for text, slot in rows], np.int64).reshape(-1, 3)
         logits: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(rows)
         for number in np.unique(wanted[:, 1]):
             places = np.flatnonzero(wanted[:, 1] == number)
-            found = self._stacks[number].readout(texts, wanted[places, 0], wanted[places, 2])
+            found = self._stacks[number].readout(batch, wanted[places, 0], wanted[places, 2])
             for place, values in zip(places.tolist(), found, strict=True):
                 logits[place] = values
         return logits

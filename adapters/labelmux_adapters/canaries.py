@@ -70,7 +70,7 @@ def serve_logits(
 
     Uses a tokenizer of its own, so any thread may call it.
     """
-    bank = Bank(loaded.encoder.device)
+    bank = Bank(loaded.encoder.device, loaded.encoder.dtype)
     slot = bank.add(adapter)
     tokens = loaded.tokenizer.clone().encode(texts, adapter.manifest.max_tokens)
     batch = pack_rows(tokens)

@@ -3,14 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from labelmux_adapters import kernels
 from labelmux_adapters.layout import Index
 from labelmux_adapters.ytuning import normalise_states
+
+
+class TextBatch:
+    """The texts of one batch: their features, and what readouts derive of them, once for all."""
+
+    def __init__(self, features: Tensor, lengths: Sequence[int]) -> None:
+        """Features one text's tokens after the other's, in any float dtype. [L+1, N, H]"""
+        self.features = features
+        self.lengths = [int(length) for length in lengths]
+        self._cast: dict[torch.dtype, Tensor] = {}
+
+    def features_in(self, dtype: torch.dtype) -> Tensor:
+        """The features, contiguous, in this dtype."""
+        if dtype not in self._cast:
+            self._cast[dtype] = self.features.to(dtype).contiguous()
+        return self._cast[dtype]
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """First token of each text."""
+        return [0, *accumulate(self.lengths[:-1])]
+
+    @cached_property
+    def statistics(self) -> Tensor:
+        """Mean of each state, and one over its deviation. [L+1, N, 2]"""
+        return kernels.state_statistics(self.features.contiguous())
+
+    @cached_property
+    def padded(self) -> Texts:
+        """The texts, normalised and padded."""
+        return Texts.of(self.features, self.lengths)
 
 
 class Texts(NamedTuple):

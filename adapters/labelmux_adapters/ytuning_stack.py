@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from labelmux_adapters.layout import Index, Layout, lay_out
-from labelmux_adapters.texts import Texts
+from labelmux_adapters.texts import TextBatch, Texts
 from labelmux_adapters.ytuning_constants import StackShape
 
 _FIRST_CAPACITY = 8
@@ -81,16 +81,16 @@ class YTuningStack:
             self._resize(half)
 
     @torch.no_grad()
-    def readout(self, texts: Texts, rows: Index, slots: Index) -> list[NDArray[np.float32]]:
+    def readout(self, batch: TextBatch, rows: Index, slots: Index) -> list[NDArray[np.float32]]:
         """Logits of each (text, slot), in their order. Each [K of that slot]
 
         Args:
-            texts: the batch.
+            batch: the texts.
             rows: which text, per row.
             slots: the adapter, per row.
         """
         layout = lay_out(rows, slots)
-        flat = self._grouped(texts, layout).flatten(0, 1).cpu().numpy()[layout.places]
+        flat = self._grouped(batch.padded, layout).flatten(0, 1).cpu().numpy()[layout.places]
         counts = self._label_counts[slots].tolist()
         return [row[:count] for row, count in zip(flat, counts, strict=True)]
 

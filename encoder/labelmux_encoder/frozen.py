@@ -115,7 +115,7 @@ def _choose(
     short: Pass
     if device.type == "cuda":
         short = CudaPass(config, cast(tensors, torch.bfloat16))
-    elif fused is not None and kernels.unit_of_this_machine() == "avx512_bf16":
+    elif fused is not None and kernels.has_bfloat16():
         short = CpuPass(config, tensors, torch.bfloat16)
     else:
         short = _plain_pass(config, cast(tensors, torch.bfloat16))

@@ -49,7 +49,7 @@ class Service:
         self.metrics = metrics
         self.draining = False
         self._uploads = 0
-        self._bank = Bank(loaded.encoder.device)
+        self._bank = Bank(loaded.encoder.device, loaded.encoder.dtype)
         self.registry = Registry()
         self.store = store
         limits = FileLimits(max_bytes=settings.max_upload_bytes)

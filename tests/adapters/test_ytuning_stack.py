@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from labelmux_adapters.texts import Texts
+from labelmux_adapters import kernels
+from labelmux_adapters.kernel_stack import KernelStack, fits
+from labelmux_adapters.texts import TextBatch
 from labelmux_adapters.ytuning import YTuning, YTuningSizes
 from labelmux_adapters.ytuning_constants import StackShape, constants_of
 from labelmux_adapters.ytuning_stack import YTuningStack
@@ -39,12 +41,28 @@ def plain(of: YTuning, packed: torch.Tensor, lengths: tuple[int, ...]) -> np.nda
         return of(*unpack(packed, lengths)).numpy()
 
 
+Kind = type[YTuningStack]
+both_kinds = pytest.mark.parametrize("kind", [YTuningStack, KernelStack])
+
+
 def stack_of(
-    modules: list[tuple[YTuning, int]], capacity: int, dtype: torch.dtype = torch.float32
+    modules: list[tuple[YTuning, int]],
+    capacity: int,
+    dtype: torch.dtype = torch.float32,
+    kind: Kind = YTuningStack,
 ) -> tuple[YTuningStack, list[int]]:
     shape = StackShape(SIZES, capacity)
-    stack = YTuningStack(shape, CPU, dtype)
+    if kind is KernelStack and not kernels.serves(CPU, dtype):
+        pytest.skip(f"no kernels for {dtype} here")
+    assert fits(shape)
+    stack = kind(shape, CPU, dtype)
     return stack, [stack.add(labels, constants_of(made, shape)) for made, labels in modules]
+
+
+def test_odd_sizes_are_left_to_plain_torch() -> None:
+    assert not fits(StackShape(YTuningSizes(hidden=48, states=4, width=6, heads=2, ffn=96), 4))
+    assert not fits(StackShape(YTuningSizes(hidden=48, states=4, width=64, heads=2, ffn=97), 4))
+    assert not fits(StackShape(YTuningSizes(hidden=48, states=65, width=64, heads=2, ffn=96), 4))
 
 
 def test_few_labels_absorb_the_keys_and_many_do_not() -> None:
@@ -52,15 +70,16 @@ def test_few_labels_absorb_the_keys_and_many_do_not() -> None:
     assert not StackShape(SIZES, 32).absorbs_keys
 
 
-@pytest.mark.parametrize("lengths", [LENGTHS, EQUAL_LENGTHS, (6,)])
+@both_kinds
+@pytest.mark.parametrize("lengths", [LENGTHS, EQUAL_LENGTHS, (6,), (300, 2, 70)])
 @pytest.mark.parametrize(("labels", "capacity"), [(2, 4), (4, 4), (2, 32), (17, 32), (150, 160)])
 def test_a_stack_equals_the_plain_modules(
-    labels: int, capacity: int, lengths: tuple[int, ...]
+    labels: int, capacity: int, lengths: tuple[int, ...], kind: Kind
 ) -> None:
     modules = [(module(count, count), count) for count in (labels, 2, labels)]
-    stack, slots = stack_of(modules, capacity)
+    stack, slots = stack_of(modules, capacity, kind=kind)
     packed = features(lengths)
-    texts = Texts.of(packed, lengths)
+    texts = TextBatch(packed, lengths)
     expected = [plain(made, packed, lengths) for made, _ in modules]
     chooser = random.Random(labels)
     every = [(text, which) for text in range(len(lengths)) for which in range(3)]
@@ -76,25 +95,27 @@ def test_a_stack_equals_the_plain_modules(
             assert np.abs(logits - expected[which][text]).max() < 1e-4
 
 
+@both_kinds
 @pytest.mark.parametrize("capacity", [4, 32])
-def test_bfloat16_weights_stay_near(capacity: int) -> None:
+def test_bfloat16_weights_stay_near(capacity: int, kind: Kind) -> None:
     modules = [(module(4, seed), 4) for seed in range(4)]
-    stack, slots = stack_of(modules, capacity, torch.bfloat16)
+    stack, slots = stack_of(modules, capacity, torch.bfloat16, kind)
     packed = features(LENGTHS).bfloat16()
     rows = np.repeat(np.arange(len(LENGTHS)), 4)
-    found = stack.readout(Texts.of(packed, LENGTHS), rows, np.tile(slots, len(LENGTHS)))
+    found = stack.readout(TextBatch(packed, LENGTHS), rows, np.tile(slots, len(LENGTHS)))
     expected = [plain(made, packed.float(), LENGTHS) for made, _ in modules]
     for at, logits in enumerate(found):
         scale = np.abs(expected[at % 4][rows[at]]).max()
         assert np.abs(logits - expected[at % 4][rows[at]]).max() < 1e-2 * max(scale, 1)
 
 
-def test_a_padded_label_never_matters() -> None:
+@both_kinds
+def test_a_padded_label_never_matters(kind: Kind) -> None:
     made = module(3, 0)
     packed = features(LENGTHS)
-    texts = Texts.of(packed, LENGTHS)
+    texts = TextBatch(packed, LENGTHS)
     rows = np.arange(len(LENGTHS))
-    (tight, [first]), (loose, [second]) = (stack_of([(made, 3)], c) for c in (3, 7))
+    (tight, [first]), (loose, [second]) = (stack_of([(made, 3)], c, kind=kind) for c in (3, 7))
     for one, other in zip(
         tight.readout(texts, rows, np.full_like(rows, first)),
         loose.readout(texts, rows, np.full_like(rows, second)),
@@ -103,11 +124,12 @@ def test_a_padded_label_never_matters() -> None:
         assert np.abs(one - other).max() < 1e-5
 
 
-def test_trimming_gives_memory_back_and_moves_nobody() -> None:
+@both_kinds
+def test_trimming_gives_memory_back_and_moves_nobody(kind: Kind) -> None:
     modules = [(module(2, seed), 2) for seed in range(40)]
-    stack, slots = stack_of(modules, 4)
+    stack, slots = stack_of(modules, 4, kind=kind)
     packed = features(LENGTHS)
-    texts = Texts.of(packed, LENGTHS)
+    texts = TextBatch(packed, LENGTHS)
     for slot in slots[3:]:
         stack.remove(slot)
     roomy = stack.slots

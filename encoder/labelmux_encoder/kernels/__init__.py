@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from labelmux_encoder.attention import PositionTables
 
-_FOLDER = Path(__file__).parent
+#: The sources and builds of this room.
+FOLDER = Path(__file__).parent
 #: The kernels look this far beyond the longest row's distances: twice their largest block.
 _MARGIN = 256
 
@@ -38,9 +39,9 @@ UNITS: dict[str, tuple[str, ...]] = {
 }
 
 
-def library_path(unit: str) -> Path:
-    """Where the build for a vector unit lies; it carries torch's version, whose ABI it has."""
-    return _FOLDER / f"{unit}-torch{torch.__version__}.so"
+def library_path(folder: Path, unit: str) -> Path:
+    """Where a folder's build for a vector unit lies; its name has torch's version, as its ABI."""
+    return folder / f"{unit}-torch{torch.__version__}.so"
 
 
 def unit_of_this_machine() -> str | None:
@@ -52,13 +53,18 @@ def unit_of_this_machine() -> str | None:
 
 
 @functools.cache
-def load() -> bool:
-    """Make the operators of this machine's build available; False if there is no build."""
+def load(folder: Path = FOLDER) -> bool:
+    """Make the operators of a folder's build for this machine available; False if there is none."""
     unit = unit_of_this_machine()
-    if unit is None or not library_path(unit).exists():
+    if unit is None or not library_path(folder, unit).exists():
         return False
-    torch.ops.load_library(str(library_path(unit)))
+    torch.ops.load_library(str(library_path(folder, unit)))
     return True
+
+
+def has_bfloat16() -> bool:
+    """Whether the kernels of this machine multiply bfloat16."""
+    return unit_of_this_machine() == "avx512_bf16"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/native/CPUBlas.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
@@ -24,18 +23,21 @@
 #include <vector>
 
 #include "lanes.h"
+#include "products.h"
 
 namespace {
 
 using at::BFloat16;
 using labelmux::Floats;
+using labelmux::kInterleave;
 using labelmux::kLanes;
+using labelmux::multiply;
+using labelmux::release;
+using labelmux::round_up;
 constexpr int64_t kStep = 16;    // block sizes are multiples: the tile of a matrix product
 constexpr int64_t kBlock = 128;  // most queries, and keys, of one block
 constexpr int64_t kGroupTokens = 256;
 constexpr int64_t kAlignment = 64;
-
-int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
 // Queries, and keys, of one row that are scored together: few large products, results in cache.
 int64_t block_for(int64_t length) { return std::min(round_up(length, kStep), kBlock); }
@@ -79,19 +81,6 @@ std::vector<Group> group_rows(c10::ArrayRef<int64_t> lengths) {
   }
   return groups;
 }
-
-// How many consecutive values of the inner dimension lie together in a product's right operand.
-template <typename T>
-constexpr int64_t kInterleave = std::is_same_v<T, BFloat16> ? 2 : 1;
-
-template <typename T>
-void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb,
-              float* c, int64_t ldc) {
-  at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, /*add_C=*/false, a, b, c,
-                              /*is_vnni=*/kInterleave<T> == 2);
-}
-
-void release(bool used_tiles) { at::native::cpublas::brgemm_release(used_tiles); }
 
 // The scratch memory of one thread, enough for each of the call's groups.
 template <typename T>
@@ -210,25 +199,13 @@ class Head {
     T* to = scratch_.values_ + row * keys_ * size_;
     if constexpr (kInterleave<T> == 2) {
       for (int64_t key = 0; key < keys_; key += 2) {
-        interleave(values + key * stride_, length - key, to + key * size_);
+        labelmux::interleave(values + key * stride_, stride_, length - key, size_, to + key * size_);
       }
     } else {
       for (int64_t key = 0; key < length; ++key) {
         std::memcpy(to + key * size_, values + key * stride_, size_ * sizeof(T));
       }
       std::fill(to + length * size_, to + keys_ * size_, T(0));
-    }
-  }
-
-  // Two rows to one of pairs; rows beyond the last real one are zeros.
-  void interleave(const T* from, int64_t real_rows, T* to) {
-    const auto* first = reinterpret_cast<const uint16_t*>(from);
-    const auto* second = first + stride_;
-    auto* pairs = reinterpret_cast<uint32_t*>(to);
-    if (real_rows >= 2) {
-      for (int64_t d = 0; d < size_; ++d) pairs[d] = first[d] | uint32_t{second[d]} << 16;
-    } else {
-      for (int64_t d = 0; d < size_; ++d) pairs[d] = real_rows == 1 ? first[d] : 0;
     }
   }
 
@@ -577,7 +554,7 @@ void layers(at::TensorList constants, c10::ArrayRef<int64_t> lengths,
 
 }  // namespace
 
-TORCH_LIBRARY(labelmux, library) {
+TORCH_LIBRARY_FRAGMENT(labelmux, library) {
   library.def(
       "layers(Tensor[] constants, int[] lengths, int[] chunk_rows, int[] chunk_sizes, "
       "bool side_by_side, int heads, int centre, float epsilon, str activation, str algorithm, "

@@ -68,8 +68,36 @@ Floats exp2(const Floats& x) {
 #endif
 }
 
+// x * P(X <= x) of a normal variable, to an absolute 2e-7 (Abramowitz and Stegun 1964, 7.1.26).
+template <typename T>
+Floats gelu(const Floats& x) {
+#if defined(CPU_CAPABILITY_AVX512)
+  const __m512 z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678118654752f));
+  const __m512 t = _mm512_div_ps(
+      _mm512_set1_ps(1.0f), _mm512_fmadd_ps(z, _mm512_set1_ps(0.3275911f), _mm512_set1_ps(1.0f)));
+  __m512 tail = _mm512_set1_ps(1.061405429f);
+  tail = _mm512_fmadd_ps(tail, t, _mm512_set1_ps(-1.453152027f));
+  tail = _mm512_fmadd_ps(tail, t, _mm512_set1_ps(1.421413741f));
+  tail = _mm512_fmadd_ps(tail, t, _mm512_set1_ps(-0.284496736f));
+  tail = _mm512_fmadd_ps(tail, t, _mm512_set1_ps(0.254829592f));
+  const __m512 square = _mm512_mul_ps(_mm512_mul_ps(z, z), _mm512_set1_ps(-1.4426950408889634f));
+  // Half of 1 - erf(z): what a negative x keeps, and a positive one loses.
+  tail = _mm512_mul_ps(_mm512_mul_ps(tail, t),
+                       _mm512_mul_ps(exp2<T>(square), _mm512_set1_ps(0.5f)));
+  const __m512 negative = _mm512_mul_ps(x, tail);
+  const __mmask16 positive = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ);
+  return _mm512_mask_sub_ps(negative, positive, x, negative);
+#else
+  return x * Floats(0.5f) * ((x * Floats(0.70710678118654752f)).erf() + Floats(1.0f));
+#endif
+}
+
 inline float sum_of(const Floats& values) {
+#if defined(CPU_CAPABILITY_AVX512)
+  return _mm512_reduce_add_ps(values);
+#else
   return at::vec::vec_reduce_all<float>([](Floats& a, Floats& b) { return a + b; }, values);
+#endif
 }
 
 inline float highest_of(const Floats& values) {
