@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -25,8 +26,10 @@ BATCHES = (32, 128)
 
 @torch.inference_mode()
 def run_encoder(loaded: LoadedEncoder, rows: Sequence[TokenRow]) -> Tensor:
-    """One pass; every layer's states. [L+1, N, H]"""
-    return loaded.encoder(pack_rows(rows))
+    """One pass; the last layer's state of each row's first token. [B, H]"""
+    batch = pack_rows(rows)
+    firsts = [0, *accumulate(batch.lengths[:-1])]
+    return loaded.encoder(batch)[-1, firsts]
 
 
 def in_process_texts_per_s(

@@ -56,7 +56,7 @@ class Head:
 
     def scores(self, first_states: Tensor) -> Tensor:
         """Probabilities from the last layer's state of each row's first token. [B, H] -> [B, K]"""
-        pooled = functional.gelu(functional.linear(first_states, self.pooler))
+        pooled = functional.gelu(functional.linear(first_states.float(), self.pooler))
         scores: Tensor = functional.linear(pooled, self.classifier).softmax(-1)
         return scores
 

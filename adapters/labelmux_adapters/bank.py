@@ -49,6 +49,11 @@ class Bank:
         self._by_shape: dict[StackShape, int] = {}
         self._write_lock = threading.Lock()
 
+    @property
+    def pads(self) -> bool:
+        """Whether a readout pads its texts to the longest, so that near-equal lengths pay."""
+        return not self._on_kernels
+
     def bytes_of(self, manifest: Manifest) -> int:
         """What this adapter takes while it is resident."""
         return _shape(manifest).values() * self._dtype.itemsize

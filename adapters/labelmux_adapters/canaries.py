@@ -68,11 +68,11 @@ def serve_logits(
 ) -> list[NDArray[np.float32]]:
     """Uncalibrated logits of ``texts`` in one batch, by the path that serves requests. Each [K]
 
-    Uses a tokenizer of its own, so any thread may call it.
+    Any thread may call it.
     """
     bank = Bank(loaded.encoder.device, loaded.encoder.dtype)
     slot = bank.add(adapter)
-    tokens = loaded.tokenizer.clone().encode(texts, adapter.manifest.max_tokens)
+    tokens = loaded.tokenizer.encode(texts, adapter.manifest.max_tokens)
     batch = pack_rows(tokens)
     wanted = [(index, slot) for index in range(len(texts))]
     return bank.readout(loaded.encoder(batch), batch.lengths, wanted)

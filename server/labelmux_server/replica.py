@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from labelmux_server.feature_cache import FeatureCache
 from labelmux_server.metrics import Metrics
 from labelmux_server.submission import Batch, EncoderRow, Times
 
-#: Tokens of one readout, padding counted. Padding costs more than calls on a CPU: 128 mixed texts
+#: Tokens of one readout that pads. Padding costs more than calls on a CPU: 128 mixed texts
 #: took 0.76 ms each at once and 0.21 in parts. A GPU is the other way round.
 _CPU_PART_TOKENS = 1024
 _GPU_PART_TOKENS = 16_384
@@ -51,7 +52,8 @@ class Replica:
         self._metrics = metrics
         self._loop = loop
         on_gpu = loaded.encoder.device.type == "cuda"
-        self._part_tokens = _GPU_PART_TOKENS if on_gpu else _CPU_PART_TOKENS
+        padded_tokens = _GPU_PART_TOKENS if on_gpu else _CPU_PART_TOKENS
+        self._part_tokens = padded_tokens if bank.pads else math.inf
         self._stopwatch = _Stopwatch(loaded.encoder.device)
         self._thread = threading.Thread(target=self._run, name="labelmux-replica", daemon=True)
 
@@ -143,7 +145,7 @@ class Replica:
         return features
 
 
-def parts(rows: Sequence[EncoderRow], part_tokens: int) -> Iterator[Sequence[EncoderRow]]:
+def parts(rows: Sequence[EncoderRow], part_tokens: float) -> Iterator[Sequence[EncoderRow]]:
     """``rows`` cut where rows padded to the longest would have more tokens; one row always goes."""
     first, longest = 0, 0
     for at, row in enumerate(rows):
