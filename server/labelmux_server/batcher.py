@@ -84,6 +84,14 @@ class Batcher:
             self._rows += len(submission.rows)
             self._changed.notify()
 
+    def check_room(self) -> None:
+        """Return if a short text might be queued; a call that cannot be is refused unread.
+
+        Raises:
+            OverloadedError: too much waits already.
+        """
+        self._admit(1, 1)
+
     def cancel(self, submission: Submission) -> None:
         """Take a request's waiting rows out; those in a running batch settle with it."""
         dropped = 0
