@@ -1,16 +1,17 @@
 """What readouts cost: 64 tasks beside one on the same texts, and 1,000 tasks beside one.
 
 Times are of this process: the encoder's pass and the readouts, the best of several runs, since the
-machine may be busy. ``--pass-ms`` puts another pass time in the ratios, to see what they would be
-with a faster encoder.
+machine may be busy.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
 
 import torch
 
@@ -21,6 +22,7 @@ from labelmux_encoder.batch import PackedRows, pack_rows
 from labelmux_encoder.frozen import Dtype
 from labelmux_encoder.tokenizer import TokenRow
 from labelmux_encoder.weights import LoadedEncoder, load_encoder
+from machine import machine_facts
 
 SIZES = {"width": 160, "heads": 4, "ffn": 320}
 TOKENS = 21
@@ -28,6 +30,25 @@ TASKS, MOST_LABELS, FEWEST_LABELS = 64, 150, 2
 MANY_TASKS = 1000
 
 Rows = Sequence[tuple[int, Slot]]
+
+
+class Figure(NamedTuple):
+    """One comparison: the readouts of one task and of many, beside the same pass."""
+
+    what: str
+    pass_s: float
+    one_s: float
+    many_s: float
+
+    @property
+    def ratio(self) -> float:
+        """Pass and readouts of many over those of one."""
+        return (self.pass_s + self.many_s) / (self.pass_s + self.one_s)
+
+    def line(self) -> str:
+        """As a row of the table."""
+        times = " | ".join(f"{1e3 * s:.2f}" for s in (self.pass_s, self.one_s, self.many_s))
+        return f"| {self.what} | {times} | {self.ratio:.2f}x | {1 / self.ratio:.0%} |"
 
 
 class Manifest(NamedTuple):
@@ -40,12 +61,21 @@ class Manifest(NamedTuple):
 def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
-    dtype = torch.bfloat16 if arguments.bfloat16 else torch.float32
-    name: Dtype = "bfloat16" if arguments.bfloat16 else "float32"
-    loaded = load_encoder("bundled", device="cpu", dtype=name)
+    loaded = load_encoder("bundled", device="cpu", dtype=arguments.dtype)
+    dtype = loaded.encoder.dtype
     with torch.inference_mode():
-        _many_tasks_on_the_same_texts(loaded, dtype, arguments)
-        _rows_over_many_tasks(loaded, dtype, arguments)
+        figures = [
+            *_many_tasks_on_the_same_texts(loaded, dtype, arguments),
+            _rows_over_many_tasks(loaded, dtype, arguments),
+        ]
+    print("| what | pass ms | one task ms | ms | times one task | share of its speed |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for figure in figures:
+        print(figure.line())
+    if arguments.out:
+        found: dict[str, Any] = {"machine": machine_facts(), "dtype": str(dtype)}
+        found["figures"] = [figure._asdict() | {"ratio": figure.ratio} for figure in figures]
+        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def label_counts(tasks: int) -> list[int]:
@@ -56,7 +86,7 @@ def label_counts(tasks: int) -> list[int]:
 
 def _many_tasks_on_the_same_texts(
     loaded: LoadedEncoder, dtype: torch.dtype, arguments: argparse.Namespace
-) -> None:
+) -> Iterator[Figure]:
     bank = Bank(dtype=dtype)
     counts = label_counts(TASKS)
     slots = [bank.add(_adapter(loaded, labels, seed)) for seed, labels in enumerate(counts)]
@@ -64,12 +94,12 @@ def _many_tasks_on_the_same_texts(
         work = _Work(loaded, bank, dtype, texts, arguments.runs)
         one = work.readouts([[(text, slots[TASKS // 2]) for text in range(texts)]])
         many = work.readouts([[(text, slot) for text in range(texts) for slot in slots]])
-        _print(f"{TASKS} tasks on {texts} texts", work.pass_s(), one, many, arguments.pass_ms)
+        yield Figure(f"{TASKS} tasks on {texts} texts", work.pass_s(), one, many)
 
 
 def _rows_over_many_tasks(
     loaded: LoadedEncoder, dtype: torch.dtype, arguments: argparse.Namespace
-) -> None:
+) -> Figure:
     bank = Bank(dtype=dtype)
     slots = [bank.add(_adapter(loaded, 2 + seed % 3, seed)) for seed in range(MANY_TASKS)]
     texts = 32
@@ -81,7 +111,7 @@ def _rows_over_many_tasks(
         [[(text, slots[text * step + offset]) for text in range(texts)] for offset in range(step)]
     )
     what = f"{texts} texts over {MANY_TASKS} tasks"
-    _print(what, work.pass_s(), one, many, arguments.pass_ms)
+    return Figure(what, work.pass_s(), one, many)
 
 
 class _Work:
@@ -106,19 +136,6 @@ class _Work:
             lambda run: self._bank.readout(self._features, lengths, turns[run % len(turns)]),
             self._runs,
         )
-
-
-def _print(
-    what: str, pass_s: float, one_s: float, many_s: float, other_pass_ms: Sequence[float]
-) -> None:
-    ratio = (pass_s + many_s) / (pass_s + one_s)
-    print(
-        f"{what}: pass {pass_s * 1e3:.2f} ms, readouts {one_s * 1e3:.2f} and {many_s * 1e3:.2f} ms;"
-        f" {ratio:.2f}x the time of one task, {1 / ratio:.0%} of its speed"
-    )
-    for other in other_pass_ms:
-        ratio = (other + many_s * 1e3) / (other + one_s * 1e3)
-        print(f"  with a pass of {other:g} ms: {ratio:.2f}x, {1 / ratio:.0%}")
 
 
 def _best(work: Callable[[int], object], runs: int) -> float:
@@ -149,12 +166,10 @@ def _adapter(loaded: LoadedEncoder, labels: int, seed: int) -> Adapter:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="JSON of what was measured")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--runs", type=int, default=30)
-    parser.add_argument(
-        "--bfloat16", action="store_true", help="pass and resident weights in bfloat16"
-    )
-    parser.add_argument("--pass-ms", type=float, nargs="*", default=[])
+    parser.add_argument("--dtype", choices=get_args(Dtype), default="auto")
     return parser.parse_args()
 
 
