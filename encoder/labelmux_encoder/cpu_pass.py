@@ -9,6 +9,7 @@ sizes, because the products compile code for every new one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -91,7 +92,8 @@ class CpuPass:
     def __init__(self, config: EncoderConfig, tensors: EncoderTensors, dtype: torch.dtype) -> None:
         self._config = config
         self._dtype = dtype
-        self._embedding = tensors
+        #: Without the layers, whose weights are held once, as constants.
+        self._embedding = replace(tensors, layers=())
         self._centre = 0
         self._constants: list[Tensor] = []
         for layer in tensors.layers:
