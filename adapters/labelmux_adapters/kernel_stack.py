@@ -7,11 +7,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from labelmux_adapters import kernels
 from labelmux_adapters.layout import Index
 from labelmux_adapters.texts import TextBatch
 from labelmux_adapters.ytuning_constants import StackShape
 from labelmux_adapters.ytuning_stack import Constants, YTuningStack
+from labelmux_encoder.kernels import interleave
 
 #: In the order of ``Stack`` in ``kernels.cpp``; the third is named by the form of attention.
 _ORDER = (
@@ -67,8 +67,8 @@ class KernelStack(YTuningStack):
         """In the kernels' order of values, under the shape that it came in."""
         value = constants[name].to(self._dtype_of(name))
         if name == "queries" and self._shape.absorbs_keys:
-            return kernels.interleave(value.T).reshape(value.shape)
-        return kernels.interleave(value) if name in _OPERANDS else value
+            return interleave(value.T).reshape(value.shape)
+        return interleave(value) if name in _OPERANDS else value
 
     def _dtype_of(self, name: str) -> torch.dtype:
         return torch.float32 if name == "ffn_in_bias" else super()._dtype_of(name)

@@ -39,7 +39,7 @@ class TextBatch:
     @cached_property
     def statistics(self) -> Tensor:
         """Mean of each state, and one over its deviation. [L+1, N, 2]"""
-        return kernels.state_statistics(self.features.contiguous())
+        return kernels.state_statistics(self.features_in(self.features.dtype))
 
     @cached_property
     def padded(self) -> Texts:

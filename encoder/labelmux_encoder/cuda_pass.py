@@ -19,7 +19,6 @@ from torch.nn import functional
 from labelmux_encoder.attention import LengthGroup
 from labelmux_encoder.batch import PackedRows
 from labelmux_encoder.config import EncoderConfig
-from labelmux_encoder.errors import InputTooLongError
 from labelmux_encoder.model import EncoderTensors, embed, run_layers, run_pass
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
@@ -101,14 +100,10 @@ class CudaPass:
         Raises:
             InputTooLongError: a row is longer than the encoder's limit.
         """
-        if max(rows.lengths) > self._config.max_tokens:
-            raise InputTooLongError(max(rows.lengths), self._config.max_tokens)
         bucket = bucket_for(rows.lengths)
-        graph = self._graphs.get(bucket) if bucket else None
-        if graph is None or not _has_graphs(self._config):
+        if bucket is None or bucket not in self._graphs:
             return torch.stack(run_pass(self._config, self._tensors, rows))
-        assert bucket is not None
-        return self._replay(graph, bucket, rows)
+        return self._replay(self._graphs[bucket], bucket, rows)
 
     def warm_up(self, buckets: Sequence[Bucket]) -> None:
         """Capture a graph for each bucket; keep it where it gives the same features faster."""

@@ -1,8 +1,7 @@
 """An encoder ready to serve: constants derived, the fastest pass that this machine can trust.
 
-On a CPU that is ``CpuPass``, on anything else, or without its kernels, ``run_pass``. Neither a pass
-nor a dtype is taken on faith: at start it must give, on rows of several lengths, the features that
-``run_pass`` gives in fp32.
+On a CPU that is ``CpuPass``, or ``run_pass`` without its kernels; on a GPU ``CudaPass``. Neither a
+pass nor a dtype is taken on faith: it must first give, on trial rows, the features of ``run_pass``.
 """
 
 from __future__ import annotations

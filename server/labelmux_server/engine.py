@@ -79,10 +79,6 @@ class Engine:
         self._max_tokens = max_tokens
         self._timeout_s = timeout_s
 
-    def check_room(self) -> None:
-        """As ``Batcher.check_room``."""
-        self._batcher.check_room()
-
     async def classify(
         self, names: Sequence[str], texts: Sequence[TextInput], *, truncation: bool = True
     ) -> Classified:

@@ -68,7 +68,7 @@ async def classify(request: Request) -> Response:
     `error` in its place and the others answer.
     """
     service: Service = request.app.state.service
-    service.engine.check_room()
+    service.batcher.check_room()
     wanted = await read_json(request, ClassifyRequest, service.settings.max_body_bytes)
     texts: list[Any] = wanted.pairs if wanted.texts is None else wanted.texts  # type: ignore[assignment]
     _check_sizes(texts, service.settings)

@@ -29,12 +29,3 @@ def state_statistics(features: Tensor) -> Tensor:
     found = torch.empty(*features.shape[:2], 2)
     torch.ops.labelmux.state_statistics(features, found)
     return found
-
-
-def interleave(weight: Tensor) -> Tensor:
-    """A product's right operand as the kernels read it: bfloat16 in pairs of rows. [.., K, N]"""
-    if weight.dtype != torch.bfloat16:
-        return weight
-    pairs = weight.unflatten(-2, (-1, 2)).transpose(-1, -2)
-    operand: Tensor = pairs.reshape(weight.shape)
-    return operand

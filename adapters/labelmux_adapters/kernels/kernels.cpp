@@ -8,16 +8,17 @@
 // Sums, norms and softmax are in float.
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
-#include <exception>
 #include <limits>
+#include <memory>
+#include <new>
 #include <vector>
 
 #include "lanes.h"
+#include "parallel.h"
 #include "products.h"
 
 namespace {
@@ -42,16 +43,23 @@ template <typename F>
   if (at < size) f(at, size - at);
 }
 
-Floats load_some(const float* from, int64_t count) {
-  return count == kLanes ? Floats::loadu(from) : Floats::loadu(from, count);
-}
+// Mean, and one over the deviation.
+struct Moments {
+  float mean;
+  float scale;
+};
 
 template <typename T>
-Floats load_some(const T* from, int64_t count) {
-  if (count >= kLanes) return labelmux::load(from);
-  T buffer[kLanes] = {};
-  std::copy(from, from + count, buffer);
-  return labelmux::load(buffer);
+Moments moments_of(const T* values, int64_t size, float epsilon) {
+  Floats sum(0.0f), squares(0.0f);
+  for_lanes(size, [&](int64_t at, int64_t count) { sum = sum + labelmux::load(values + at, count); });
+  const float mean = labelmux::sum_of(sum) / size;
+  for_lanes(size, [&](int64_t at, int64_t count) {
+    Floats centred = labelmux::load(values + at, count) - Floats(mean);
+    if (count < kLanes) centred = Floats::set(Floats(0.0f), centred, count);
+    squares = at::vec::fmadd(centred, centred, squares);
+  });
+  return {mean, 1.0f / std::sqrt(labelmux::sum_of(squares) / size + epsilon)};
 }
 
 template <typename T>
@@ -61,18 +69,9 @@ void statistics_of(const at::Tensor& features, at::Tensor& out) {
   float* to = out.mutable_data_ptr<float>();
 #pragma omp parallel for if (tokens > 256)
   for (int64_t token = 0; token < tokens; ++token) {
-    const T* state = from + token * hidden;
-    Floats sum(0.0f);
-    for_lanes(hidden, [&](int64_t at, int64_t count) { sum = sum + load_some(state + at, count); });
-    const float mean = labelmux::sum_of(sum) / hidden;
-    Floats squares(0.0f);
-    for_lanes(hidden, [&](int64_t at, int64_t count) {
-      Floats centred = load_some(state + at, count) - Floats(mean);
-      if (count < kLanes) centred = Floats::set(Floats(0.0f), centred, count);
-      squares = at::vec::fmadd(centred, centred, squares);
-    });
-    to[2 * token] = mean;
-    to[2 * token + 1] = 1.0f / std::sqrt(labelmux::sum_of(squares) / hidden + kStateEpsilon);
+    const Moments moments = moments_of(from + token * hidden, hidden, kStateEpsilon);
+    to[2 * token] = moments.mean;
+    to[2 * token + 1] = moments.scale;
   }
 }
 
@@ -150,6 +149,8 @@ class Buffer {
 
 template <typename T>
 struct Work {
+  ~Work() { labelmux::release(kInterleave<T> == 2); }
+
   Buffer<T> mixed, mixed_pairs, pooled, keys, values, weights, context, attended, normal, inner;
   Buffer<float> formed, logits, turned, wide, states, products, sums;
 };
@@ -222,7 +223,7 @@ class Block {
     for_lanes(stack_.hidden, [&](int64_t at, int64_t count) {
       Floats value(shift);
       for (int64_t layer = 0; layer < stack_.layers; ++layer) {
-        value = at::vec::fmadd(load_some(from + layer * layer_stride + at, count),
+        value = at::vec::fmadd(labelmux::load(from + layer * layer_stride + at, count),
                                Floats(factor[layer]), value);
       }
       (Floats::loadu(sum + at) + value).store(sum + at);
@@ -353,7 +354,7 @@ class Block {
   void activate(const float* from, T* to) {
     const float* bias = stack_.ffn_in_bias + slot_ * stack_.ffn;
     for_lanes(stack_.ffn, [&](int64_t at, int64_t count) {
-      const Floats x = load_some(from + at, count) + load_some(bias + at, count);
+      const Floats x = labelmux::load(from + at, count) + labelmux::load(bias + at, count);
       labelmux::store(labelmux::gelu<T>(x), to + at, count);
     });
   }
@@ -372,29 +373,21 @@ class Block {
 
   void normalise(float* state) {
     const int64_t width = stack_.width;
-    Floats sum(0.0f), squares(0.0f);
-    for_lanes(width, [&](int64_t at, int64_t count) { sum = sum + load_some(state + at, count); });
-    const float mean = labelmux::sum_of(sum) / width;
-    for_lanes(width, [&](int64_t at, int64_t count) {
-      Floats centred = load_some(state + at, count) - Floats(mean);
-      if (count < kLanes) centred = Floats::set(Floats(0.0f), centred, count);
-      squares = at::vec::fmadd(centred, centred, squares);
-    });
-    const float scale = 1.0f / std::sqrt(labelmux::sum_of(squares) / width + kNormEpsilon);
-    for (int64_t w = 0; w < width; ++w) state[w] = (state[w] - mean) * scale;
+    const Moments moments = moments_of(state, width, kNormEpsilon);
+    for (int64_t w = 0; w < width; ++w) state[w] = (state[w] - moments.mean) * moments.scale;
   }
 
   float dot(const float* a, const float* b) {
     Floats sum(0.0f);
     for_lanes(stack_.width, [&](int64_t at, int64_t count) {
-      sum = at::vec::fmadd(load_some(a + at, count), load_some(b + at, count), sum);
+      sum = at::vec::fmadd(labelmux::load(a + at, count), labelmux::load(b + at, count), sum);
     });
     return labelmux::sum_of(sum) / std::sqrt(static_cast<float>(stack_.width));
   }
 
   static void narrow(const float* from, int64_t count, T* to) {
     for_lanes(count, [=](int64_t at, int64_t some) {
-      labelmux::store(load_some(from + at, some), to + at, some);
+      labelmux::store(labelmux::load(from + at, some), to + at, some);
     });
   }
 
@@ -500,25 +493,11 @@ std::vector<Part> divide(c10::ArrayRef<int64_t> slots, c10::ArrayRef<int64_t> fi
 template <typename T>
 void read_all(const Batch<T>& batch, const Stack<T>& stack, const std::vector<Part>& parts,
               c10::ArrayRef<int64_t> texts, float* out) {
-  const int64_t count = static_cast<int64_t>(parts.size());
-  std::exception_ptr error;
-#pragma omp parallel if (count > 1)
-  {
-    Work<T> work;
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t place = 0; place < count; ++place) {
-      try {
-        const Part& part = parts[place];
-        Block<T>(batch, stack, part, texts.data() + part.first, work)
-            .run(out + part.first * (stack.vectors - 1));
-      } catch (...) {
-#pragma omp critical
-        error = std::current_exception();
-      }
-    }
-    labelmux::release(kInterleave<T> == 2);
-  }
-  if (error) std::rethrow_exception(error);
+  labelmux::run_parts<Work<T>>(parts.size(), [&](int64_t place, Work<T>& work) {
+    const Part& part = parts[place];
+    Block<T>(batch, stack, part, texts.data() + part.first, work)
+        .run(out + part.first * (stack.vectors - 1));
+  });
 }
 
 template <typename T>

@@ -67,6 +67,15 @@ def has_bfloat16() -> bool:
     return unit_of_this_machine() == "avx512_bf16"
 
 
+def interleave(operand: Tensor) -> Tensor:
+    """A product's right operand as the kernels read it: bfloat16 in pairs of rows. [.., K, N]"""
+    if operand.dtype != torch.bfloat16:
+        return operand
+    pairs = operand.unflatten(-2, (-1, 2)).transpose(-1, -2)  # [.., K/2, N, 2]
+    interleaved: Tensor = pairs.reshape(operand.shape)
+    return interleaved
+
+
 @dataclass(frozen=True, slots=True)
 class KernelTables:
     """One layer's position terms as the kernels read them; distance 0 lies at ``centre``."""
@@ -84,11 +93,7 @@ class KernelTables:
         rows = tables.key if tables.key is not None else tables.query
         longest = 0 if rows is None else (rows.shape[1] + 1) // 2
         if key is not None:
-            key = key.transpose(1, 2)
-            if dtype == torch.bfloat16:
-                pairs = key.unflatten(1, (-1, 2)).transpose(2, 3)  # [heads, D/2, width, 2]
-                key = pairs.reshape(key.shape)
-            key = key.contiguous()
+            key = interleave(key.transpose(1, 2)).contiguous()
         return cls(key, query, longest - 1 + _MARGIN)
 
 

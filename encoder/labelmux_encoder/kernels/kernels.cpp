@@ -15,7 +15,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <exception>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -23,6 +22,7 @@
 #include <vector>
 
 #include "lanes.h"
+#include "parallel.h"
 #include "products.h"
 
 namespace {
@@ -513,19 +513,10 @@ void run_chunk(const Pass& pass, const Chunk& chunk, at::Tensor& states) {
 
 // A thread for each chunk: none waits for another between the first layer and the last.
 void run_side_by_side(const Pass& pass, const std::vector<Chunk>& chunks, at::Tensor& states) {
-  const int64_t count = static_cast<int64_t>(chunks.size());
-  std::exception_ptr error;
-#pragma omp parallel for schedule(dynamic, 1)
-  for (int64_t place = 0; place < count; ++place) {
-    try {
-      c10::InferenceMode inference;
-      run_chunk(pass, chunks[place], states);
-    } catch (...) {
-#pragma omp critical
-      error = std::current_exception();
-    }
-  }
-  if (error) std::rethrow_exception(error);
+  // Threads start out of inference mode; the guard is each one's own.
+  labelmux::run_parts<c10::InferenceMode>(chunks.size(), [&](int64_t place, c10::InferenceMode&) {
+    run_chunk(pass, chunks[place], states);
+  });
 }
 
 // states [L+1, N, H] contiguous; its first layer is the embedding output, the others are written.

@@ -21,6 +21,15 @@ inline Floats load(const BFloat16* from) {
       at::vec::Vectorized<BFloat16>::loadu(from, kLanes)));
 }
 
+inline Floats load(const float* from, int64_t count) { return Floats::loadu(from, count); }
+
+inline Floats load(const BFloat16* from, int64_t count) {
+  if (count >= kLanes) return load(from);
+  BFloat16 buffer[kLanes] = {};
+  std::copy(from, from + count, buffer);
+  return load(buffer);
+}
+
 inline void store(const Floats& values, float* to) { values.store(to); }
 
 inline void store(const Floats& values, BFloat16* to) {
