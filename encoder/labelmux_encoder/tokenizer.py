@@ -14,6 +14,7 @@ import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress, count
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ class TokenRow:
     #: 0 for the first text and its special tokens, 1 for the second's.
     type_ids: tuple[int, ...]
     truncated: bool
+    #: Positions of the special tokens, by the tokenizer's own mask.
+    special: tuple[int, ...] = ()
 
 
 class Tokenizer:
@@ -95,10 +98,7 @@ class Tokenizer:
                 self._backend.enable_truncation(max_tokens, strategy="longest_first")
                 self._limit_tokens = max_tokens
             encoded = self._backend.encode_batch(list(texts))
-        return [
-            TokenRow(tuple(found.ids), tuple(found.type_ids), bool(found.overflowing))
-            for found in encoded
-        ]
+        return [_row(found) for found in encoded]
 
     def digest(self) -> str:
         """SHA-256 over the vocabulary in id order and the ids of fixed probe texts.
@@ -110,6 +110,11 @@ class Tokenizer:
         probes = [row.token_ids for row in self.encode(_PROBES, 512)]
         text = json.dumps([by_id, probes], ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _row(found: tokenizers.Encoding) -> TokenRow:
+    special = tuple(compress(count(), found.special_tokens_mask))
+    return TokenRow(tuple(found.ids), tuple(found.type_ids), bool(found.overflowing), special)
 
 
 def _without_special_pieces(backend: tokenizers.Tokenizer) -> pre_tokenizers.PreTokenizer:

@@ -43,6 +43,27 @@ def test_a_special_token_written_as_text_is_text(special: str, spm_folder: Path)
         assert len(literal.token_ids) > len(plain.token_ids)
 
 
+@pytest.mark.parametrize("special", ["[SEP]", "[CLS]", "[MASK]", "[PAD]"])
+def test_special_positions_are_those_that_the_tokenizer_added(
+    special: str, spm_folder: Path
+) -> None:
+    for tokenizer in (Tokenizer.from_folder(spm_folder), load_encoder("bundled").tokenizer):
+        single, pair, cut = (
+            tokenizer.encode([text], limit)[0]
+            for text, limit in (
+                (f"{special} a {special} b {special}", 64),
+                ((f"a {special}", f"{special} b"), 64),
+                ((f"{special} a b c d e f g", f"{special} a b c d e f g"), 12),
+            )
+        )
+        for row, count in ((single, 2), (pair, 3), (cut, 3)):
+            assert len(row.special) == count
+            assert (row.special[0], row.special[-1]) == (0, len(row.token_ids) - 1)
+        for row in (pair, cut):
+            assert row.special[1] == row.type_ids.index(1) - 1
+        assert cut.truncated
+
+
 def test_a_literal_special_token_is_split_as_sentencepiece_splits_it(spm_folder: Path) -> None:
     reference = sentencepiece.SentencePieceProcessor(model_file=str(spm_folder / "spm.model"))
     (row,) = Tokenizer.from_folder(spm_folder).encode(["fox [SEP] dog"], 64)
