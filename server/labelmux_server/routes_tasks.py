@@ -34,6 +34,10 @@ admin_router = APIRouter(
 
 Number = Annotated[int, Path(ge=1)]
 
+_Search = Annotated[str, Query(description="Only tasks with this in their name, in any case.")]
+_After = Annotated[str, Query(description="Only tasks behind this name: the last one's, to go on.")]
+_Limit = Annotated[int | None, Query(ge=1, description="At most so many.")]
+
 _MISSING = documented(
     errors.TaskNotFoundError, errors.VersionNotFoundError, errors.InvalidRequestError
 )
@@ -44,15 +48,22 @@ def _service(request: Request) -> Service:
     return service
 
 
-@router.get("/v1/tasks", response_model=TaskList)
-async def list_tasks(request: Request) -> Response:
-    """Every task that serves, by name."""
+@router.get(
+    "/v1/tasks", response_model=TaskList, responses=documented(errors.InvalidRequestError)
+)
+async def list_tasks(
+    request: Request, search: _Search = "", after: _After = "", limit: _Limit = None
+) -> Response:
+    """Tasks that serve, by name: all of them, or a page of those that `search` finds."""
     registry = _service(request).registry
 
-    def bodies() -> list[dict[str, Any]]:
-        return [task_body(version) for version in registry.active()]
+    def body() -> dict[str, Any]:
+        wanted = search.lower()
+        found = [version for version in registry.active() if wanted in version.task.lower()]
+        page = [version for version in found if version.task > after][:limit]
+        return {"tasks": [task_body(version) for version in page], "total": len(found)}
 
-    return json_answer({"tasks": await asyncio.to_thread(bodies)})
+    return json_answer(await asyncio.to_thread(body))
 
 
 @router.get("/v1/tasks/{task}", response_model=TaskInfo, responses=_MISSING)

@@ -151,9 +151,10 @@ class TaskInfo(_Answer):
 
 
 class TaskList(_Answer):
-    """Every task that serves, by name."""
+    """Tasks that serve, by name: all, or one page."""
 
     tasks: list[TaskInfo]
+    total: int = Field(description="All that `search` finds, on this page or not.")
 
 
 class UploadAnswer(_Answer):

@@ -77,6 +77,13 @@ def test_contradictions_are_refused_before_anything_is_sent(ask, wire, kwargs, p
     assert server.requests == []
 
 
+def test_tasks_are_asked_for_in_pages(ask, wire):
+    server = wire.server(wire.answer(200, {"tasks": [], "total": 0}))
+    assert ask(server, "tasks", search="sp am", after="a", limit=100) == []
+    params = {"search": "sp am", "after": "a", "limit": "100"}
+    assert dict(server.requests[0].url.params) == params
+
+
 def test_tasks_and_task_read_what_a_task_is(ask, wire):
     (task,) = ask(wire.server(wire.answer(200, {"tasks": [wire.TASK]})), "tasks")
     server = wire.server(wire.answer(200, wire.TASK))

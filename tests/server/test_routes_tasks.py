@@ -25,11 +25,50 @@ def test_an_upload_serves_at_once_and_is_listed(serving, adapter_bytes, make_ada
         TaskList.model_validate(listed)
         one = (await client.get("/v1/tasks/t")).json()
         TaskInfo.model_validate(one)
-        assert listed["tasks"] == [one]
+        assert listed == {"tasks": [one], "total": 1}
         assert one["labels"] == ["a", "b"]
         assert one["method"] == "ytuning"
         assert one["size_bytes"] == len(data)
         assert one["encoder_fingerprint"] == adapter.manifest.encoder_fingerprint
+
+    serving(scenario)
+
+
+def test_tasks_are_read_in_pages_and_found_by_a_part_of_their_name(serving, adapter_bytes):
+    names = ["Spam-de", "mood", "spam", "spam-en", "tone"]  # capitals first, as bytes sort
+
+    async def scenario(client, service):
+        for name in reversed(names):
+            await put(client, name, adapter_bytes())
+
+        async def page(**asked):
+            body = (await client.get("/v1/tasks", params=asked)).json()
+            return [task["task"] for task in body["tasks"]], body["total"]
+
+        assert await page() == (names, 5)
+        seen = []
+        while found := (await page(limit=2, after=seen[-1] if seen else ""))[0]:
+            seen += found
+        assert seen == names
+        assert await page(search="SPAM", limit=2) == (["Spam-de", "spam"], 3)
+        assert await page(search="spam", after="spam") == (["spam-en"], 3)
+        assert await page(search="absent") == ([], 0)
+        odd = await client.get("/v1/tasks", params={"limit": 0})
+        assert (odd.status_code, odd.json()["error"]["field"]) == (422, "limit")
+
+    serving(scenario)
+
+
+def test_a_page_reads_its_own_manifests_alone(serving, adapter_bytes):
+    async def scenario(client, service):
+        for seed in range(4):
+            await put(client, f"t{seed}", adapter_bytes(seed=seed))
+        read = []
+        stored = service.store.manifest
+        service.store.manifest = lambda digest: read.append(digest) or stored(digest)
+        body = (await client.get("/v1/tasks", params={"limit": 2, "after": "t0"})).json()
+        assert read == [task["digest"] for task in body["tasks"]]
+        assert [task["task"] for task in body["tasks"]] == ["t1", "t2"]
 
     serving(scenario)
 
@@ -98,7 +137,7 @@ def test_versions_activate_rollback_delete(serving, adapter_bytes):
         assert none_left.status_code == 409
         gone = await client.delete("/v1/tasks/t")
         assert (gone.status_code, gone.content) == (204, b"")
-        assert (await client.get("/v1/tasks")).json() == {"tasks": []}
+        assert (await client.get("/v1/tasks")).json() == {"tasks": [], "total": 0}
 
     serving(scenario)
 

@@ -55,7 +55,7 @@ class Call(Generic[T]):
     repeat: Repeat = "always"
     content: bytes | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    params: Mapping[str, int] = field(default_factory=dict)
+    params: Mapping[str, int | str] = field(default_factory=dict)
 
     def parse(self, response: httpx2.Response) -> T:
         """What the answer says.
@@ -140,10 +140,14 @@ def classify(
     return _json_call("POST", "/v1/classify", _classify_result, body)
 
 
-def tasks() -> Call[list[TaskInfo]]:
-    """All tasks."""
+def tasks(search: str | None, after: str | None, limit: int | None) -> Call[list[TaskInfo]]:
+    """All tasks, or a page of those that ``search`` finds."""
+    asked = {"search": search, "after": after, "limit": limit}
     return _json_call(
-        "GET", "/v1/tasks", lambda _, answer: [_task_info(item) for item in answer["tasks"]]
+        "GET",
+        "/v1/tasks",
+        lambda _, answer: [_task_info(item) for item in answer["tasks"]],
+        params={name: value for name, value in asked.items() if value is not None},
     )
 
 
@@ -218,6 +222,7 @@ def _json_call(
     body: Mapping[str, Any] | None = None,
     *,
     repeat: Repeat = "always",
+    params: Mapping[str, int | str] | None = None,
 ) -> Call[T]:
     return Call(
         method,
@@ -226,6 +231,7 @@ def _json_call(
         repeat=repeat,
         content=None if body is None else json.dumps(body, allow_nan=False).encode(),
         headers={} if body is None else {"Content-Type": "application/json"},
+        params=params or {},
     )
 
 

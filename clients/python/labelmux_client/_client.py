@@ -168,9 +168,17 @@ class Client:
             )
         )
 
-    def tasks(self) -> list[TaskInfo]:
-        """All tasks that the server has."""
-        return self._send(_calls.tasks())
+    def tasks(
+        self, *, search: str | None = None, after: str | None = None, limit: int | None = None
+    ) -> list[TaskInfo]:
+        """The tasks that the server has, by name.
+
+        Args:
+            search: only those with this in their name, in any case.
+            after: only those behind this name: the last one's of a page, to go on.
+            limit: at most so many; all by default.
+        """
+        return self._send(_calls.tasks(search, after, limit))
 
     def task(self, name: str) -> TaskInfo:
         """One task and its active version."""
@@ -292,9 +300,11 @@ class AsyncClient:
             )
         )
 
-    async def tasks(self) -> list[TaskInfo]:
+    async def tasks(
+        self, *, search: str | None = None, after: str | None = None, limit: int | None = None
+    ) -> list[TaskInfo]:
         """As ``Client.tasks``."""
-        return await self._send(_calls.tasks())
+        return await self._send(_calls.tasks(search, after, limit))
 
     async def task(self, name: str) -> TaskInfo:
         """As ``Client.task``."""
