@@ -56,7 +56,8 @@ def _log_bucket(distance: Tensor, buckets: int, max_distance: int) -> Tensor:
 class LengthGroup(NamedTuple):
     """Rows of near-equal length, attended together."""
 
-    rows: int
+    #: Which of the batch.
+    members: tuple[int, ...]
     #: Of each row, padding counted.
     tokens: int
     #: 0 at real keys, -inf at padding; None where nothing is padded. [rows, 1, 1, tokens]
@@ -64,10 +65,15 @@ class LengthGroup(NamedTuple):
     #: Where the group lies in the packed batch; None if it is the batch.
     places: GroupPlaces | None
 
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return len(self.members)
+
     @classmethod
     def whole(cls, rows: int, tokens: int, key_bias: Tensor | None = None) -> LengthGroup:
         """A batch of rows of one length."""
-        return cls(rows, tokens, key_bias, None)
+        return cls(tuple(range(rows)), tokens, key_bias, None)
 
 
 class GroupPlaces(NamedTuple):
@@ -81,21 +87,26 @@ class GroupPlaces(NamedTuple):
     destinations: Tensor
 
 
-def group_by_length(lengths: Sequence[int], device: torch.device) -> list[LengthGroup]:
-    """Rows that differ in length by less than a step share a group."""
-    if len(set(lengths)) == 1:
+def group_by_length(
+    lengths: Sequence[int], device: torch.device, apart: Sequence[int] | None = None
+) -> list[LengthGroup]:
+    """Rows that differ in length by less than a step share a group, unless ``apart`` differs."""
+    keys = apart or [0] * len(lengths)
+    if len(set(lengths)) == 1 and len(set(keys)) == 1:
         return [LengthGroup.whole(len(lengths), lengths[0])]
     starts = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
-    members: dict[int, list[int]] = {}
-    for row, length in enumerate(lengths):
-        members.setdefault(-(-length // _LENGTH_STEP_TOKENS), []).append(row)
+    members: dict[tuple[int, int], list[int]] = {}
+    for row, (length, key) in enumerate(zip(lengths, keys, strict=True)):
+        members.setdefault((key, -(-length // _LENGTH_STEP_TOKENS)), []).append(row)
     return [
-        _length_group(torch.tensor([lengths[row] for row in rows]), starts[rows], device)
+        _length_group(rows, torch.tensor([lengths[row] for row in rows]), starts[rows], device)
         for rows in members.values()
     ]
 
 
-def _length_group(lengths: Tensor, starts: Tensor, device: torch.device) -> LengthGroup:
+def _length_group(
+    rows: list[int], lengths: Tensor, starts: Tensor, device: torch.device
+) -> LengthGroup:
     steps = torch.arange(int(lengths.max()))
     places = starts[:, None] + torch.minimum(steps, lengths[:, None] - 1)
     mask = steps < lengths[:, None]
@@ -105,11 +116,19 @@ def _length_group(lengths: Tensor, starts: Tensor, device: torch.device) -> Leng
         bias = bias[:, None, None].to(device)
     real = mask.flatten().nonzero().squeeze(1)
     found = GroupPlaces(places.to(device), real.to(device), places[mask].to(device))
-    return LengthGroup(len(lengths), len(steps), bias, found)
+    return LengthGroup(tuple(rows), len(steps), bias, found)
+
+
+#: Keys and values without a position, for each row of a group. Two of [rows, P, H]
+GroupPrefix = tuple[Tensor, Tensor]
 
 
 def packed_attention(
-    qkv: Tensor, heads: int, tables: PositionTables, groups: Sequence[LengthGroup]
+    qkv: Tensor,
+    heads: int,
+    tables: PositionTables,
+    groups: Sequence[LengthGroup],
+    prefixes: Sequence[GroupPrefix | None] = (),
 ) -> Tensor:
     """Attention of each row over itself, in plain torch: any device, differentiable. [N, H]
 
@@ -118,28 +137,42 @@ def packed_attention(
         heads: attention heads.
         tables: the layer's position terms.
         groups: every row, once.
+        prefixes: for each group, what its rows attend to besides themselves; empty: nothing.
     """
+    prefixes = prefixes or [None] * len(groups)
     if groups[0].places is None:
-        return _group_attention(qkv, heads, tables, groups[0])
+        return _group_attention(qkv, heads, tables, groups[0], prefixes[0])
     context = qkv.new_zeros(qkv.shape[0], qkv.shape[1] // 3)
-    for group in groups:
+    for group, prefix in zip(groups, prefixes, strict=True):
         assert group.places is not None
-        found = _group_attention(qkv[group.places.padded.flatten()], heads, tables, group)
+        own = qkv[group.places.padded.flatten()]
+        found = _group_attention(own, heads, tables, group, prefix)
         context = context.index_copy(0, group.places.destinations, found[group.places.real])
     return context
 
 
-def _group_attention(qkv: Tensor, heads: int, tables: PositionTables, group: LengthGroup) -> Tensor:
+def _group_attention(
+    qkv: Tensor,
+    heads: int,
+    tables: PositionTables,
+    group: LengthGroup,
+    prefix: GroupPrefix | None,
+) -> Tensor:
     """[rows * tokens, 3H] -> [rows * tokens, H]"""
     parts = qkv.view(group.rows, group.tokens, 3, heads, -1)
     query, key, value = (part.transpose(1, 2) for part in parts.unbind(2))
     bias = None if group.key_bias is None else group.key_bias.to(qkv.dtype)
-    found = disentangled_attention(query, key, value, tables, bias)
+    found = disentangled_attention(query, key, value, tables, bias, prefix)
     return found.transpose(1, 2).flatten(0, 1).flatten(1)
 
 
 def disentangled_attention(
-    query: Tensor, key: Tensor, value: Tensor, tables: PositionTables, key_bias: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tables: PositionTables,
+    key_bias: Tensor | None,
+    prefix: GroupPrefix | None = None,
 ) -> Tensor:
     """Attention output. [B, heads, T, D]
 
@@ -149,12 +182,20 @@ def disentangled_attention(
         value: [B, heads, T, D]
         tables: the layer's position terms; either may be absent.
         key_bias: 0 at real keys, -inf at padding; None where nothing is padded. [B, 1, 1, T]
+        prefix: keys and values ahead of the row's own, by content alone. Two of [B, P, H]
     """
     bias = _position_bias(query, key, tables)
     if bias is None:
         bias = key_bias
     elif key_bias is not None:
         bias = bias + key_bias
+    if prefix is not None:
+        heads = query.shape[1]
+        before_key, before_value = (
+            part.to(query.dtype).unflatten(-1, (heads, -1)).transpose(1, 2) for part in prefix
+        )
+        key, value = torch.cat([before_key, key], 2), torch.cat([before_value, value], 2)
+        bias = None if bias is None else functional.pad(bias, (before_key.shape[2], 0))
     return functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
 
 

@@ -19,6 +19,8 @@ class PackedRows(NamedTuple):
     type_ids: Tensor  # [N] int64
     #: Tokens of each row, all above 0.
     lengths: tuple[int, ...]
+    #: Places of each row's special tokens in the row; read where an edit shifts them. [B]
+    special: tuple[tuple[int, ...], ...] = ()
 
 
 def pack_rows(rows: Sequence[TokenRow]) -> PackedRows:
@@ -27,6 +29,7 @@ def pack_rows(rows: Sequence[TokenRow]) -> PackedRows:
         torch.tensor(list(chain.from_iterable(row.token_ids for row in rows)), dtype=torch.int64),
         torch.tensor(list(chain.from_iterable(row.type_ids for row in rows)), dtype=torch.int64),
         tuple(len(row.token_ids) for row in rows),
+        tuple(row.special for row in rows),
     )
 
 

@@ -7,6 +7,7 @@ name, before any weight is read.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -62,6 +63,11 @@ class EncoderConfig:
         The published code counts ``pos_att_type`` even where relative attention is off.
         """
         return 1 + int(self.c2p) + int(self.p2c)
+
+    @property
+    def query_scale(self) -> float:
+        """What queries are multiplied by; the pass folds it into their projection."""
+        return 1.0 / math.sqrt(self.head_size * self.score_terms)
 
     def canonical_json(self) -> str:
         """The config as JSON with sorted keys: equal configs give equal text."""

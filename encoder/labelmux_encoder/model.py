@@ -8,7 +8,6 @@ faster passes are held to (``labelmux_encoder.frozen``).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -26,6 +25,7 @@ from labelmux_encoder.attention import (
 )
 from labelmux_encoder.batch import PackedRows, unpack
 from labelmux_encoder.config import EncoderConfig
+from labelmux_encoder.edits import UNEDITED, BatchEdits, LayerEdits, Placed
 from labelmux_encoder.errors import InputTooLongError
 
 State = Mapping[str, Tensor]
@@ -116,7 +116,7 @@ def _relative_table(config: EncoderConfig, state: State) -> Tensor | None:
 def _derive_layer(
     config: EncoderConfig, state: State, prefix: str, table: Tensor | None, rows: Tensor
 ) -> LayerTensors:
-    scale = 1.0 / math.sqrt(config.head_size * config.score_terms)
+    scale = config.query_scale
     attention = f"{prefix}attention.self."
     query = _affine(state, f"{attention}query_proj")
     parts = [
@@ -185,7 +185,12 @@ def _cast(part: Any, dtype: torch.dtype) -> Any:
     return replace(part, **{f.name: _cast(getattr(part, f.name), dtype) for f in fields(part)})
 
 
-def run_pass(config: EncoderConfig, tensors: EncoderTensors, rows: PackedRows) -> list[Tensor]:
+def run_pass(
+    config: EncoderConfig,
+    tensors: EncoderTensors,
+    rows: PackedRows,
+    edits: Sequence[Placed] = (),
+) -> list[Tensor]:
     """Hidden states of every layer, the embedding output first. L+1 of [N, H]
 
     Raises:
@@ -194,8 +199,10 @@ def run_pass(config: EncoderConfig, tensors: EncoderTensors, rows: PackedRows) -
     if max(rows.lengths) > config.max_tokens:
         raise InputTooLongError(max(rows.lengths), config.max_tokens)
     embedded = embed(config, tensors, rows)
-    groups = group_by_length(rows.lengths, embedded.device)
-    return run_layers(config, tensors, embedded, groups, rows.lengths)
+    device = embedded.device
+    batch = BatchEdits(edits, rows.lengths, rows.special, config.query_scale, device)
+    groups = group_by_length(rows.lengths, device, batch.prefix_of_row)
+    return run_layers(config, tensors, embedded, groups, rows.lengths, batch)
 
 
 def run_layers(
@@ -204,11 +211,12 @@ def run_layers(
     embedded: Tensor,
     groups: Sequence[LengthGroup],
     lengths: Sequence[int],
+    edits: BatchEdits = UNEDITED,
 ) -> list[Tensor]:
     """The embedding output and every layer's states. L+1 of [N, H]"""
     states = [embedded]
     for index, layer in enumerate(tensors.layers):
-        hidden = _run_layer(config, layer, states[-1], groups)
+        hidden = _run_layer(config, layer, states[-1], groups, edits.layer(index))
         if index == 0 and tensors.convolution is not None:
             hidden = _convolve(config, tensors, embedded, hidden, lengths)
         states.append(hidden)
@@ -256,16 +264,33 @@ def embed(config: EncoderConfig, tensors: EncoderTensors, rows: PackedRows) -> T
 
 
 def _run_layer(
-    config: EncoderConfig, layer: LayerTensors, hidden: Tensor, groups: Sequence[LengthGroup]
+    config: EncoderConfig,
+    layer: LayerTensors,
+    hidden: Tensor,
+    groups: Sequence[LengthGroup],
+    edits: LayerEdits,
 ) -> Tensor:
-    qkv = functional.linear(hidden, layer.qkv.weight, layer.qkv.bias)  # [N, 3H]
-    context = packed_attention(qkv, config.num_heads, layer.positions, groups)  # [N, H]
-    attended = functional.linear(context, layer.attention_out.weight, layer.attention_out.bias)
+    hidden = edits.enter(hidden)
+    qkv = edits.at_qkv(_linear(hidden, layer.qkv), hidden)  # [N, 3H]
+    prefixes = [edits.prefix(group.members) for group in groups]
+    context = packed_attention(qkv, config.num_heads, layer.positions, groups, prefixes)
+    context = edits.at("context", context)  # [N, H]
+    attended = edits.at("attention_out", _linear(context, layer.attention_out), context)
     attended = _normalise(config, attended + hidden, layer.attention_norm)
-    inner = functional.linear(attended, layer.ffn_in.weight, layer.ffn_in.bias)
-    inner = _ACTIVATIONS[config.hidden_act](inner)
-    outer = functional.linear(inner, layer.ffn_out.weight, layer.ffn_out.bias)
-    return _normalise(config, outer + attended, layer.ffn_norm)
+    attended = edits.at("attention_norm", attended)
+    inner = edits.at("ffn_in", _linear(attended, layer.ffn_in), attended)
+    inner = edits.at("inner", _ACTIVATIONS[config.hidden_act](inner))
+    outer = edits.at("ffn_out", _linear(inner, layer.ffn_out), inner)
+
+    def normalise(x: Tensor) -> Tensor:
+        return _normalise(config, x, layer.ffn_norm)
+
+    outer = edits.bottleneck(outer, attended, normalise)
+    return edits.at("ffn_norm", normalise(outer + attended))
+
+
+def _linear(x: Tensor, affine: Affine) -> Tensor:
+    return functional.linear(x, affine.weight, affine.bias)
 
 
 def _convolve(

@@ -1,0 +1,395 @@
+"""What an adapter may change inside the pass: six primitives, each per layer and optionally gated.
+
+Every primitive holds the tensors of S adapters, stacked; a ``Placed`` edit says which of them each
+row of a batch carries. Rows that carry none keep every bit. All of it is differentiable, so that
+training and serving share this one form; the CPU kernels are held to it.
+
+Sources of the primitives: ``SpecialTokenShift`` PASTA (Yang et al. 2023, section 3), ``LowRank``
+LoRA (Hu et al. 2022, section 4), ``Prefix`` (Li and Liang 2021, section 4), ``Bottleneck``
+(Pfeiffer et al. 2021, figure 3), ``Shift`` BitFit (Ben Zaken et al. 2022), ``Scale`` (IA)3 (Liu et
+al. 2022, section 3.3), and their gates UniPELT (Mao et al. 2022, section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from labelmux_encoder.batch import unpack
+
+#: What a layer computes, in its order; H wide, but for ``ffn_in`` and ``inner``.
+Site = Literal[
+    "query",
+    "key",
+    "value",
+    "context",  # what attention gives, before its output projection
+    "attention_out",
+    "attention_norm",
+    "ffn_in",
+    "inner",  # ffn_in after the activation
+    "ffn_out",
+    "ffn_norm",
+]
+#: The sites that are linear maps.
+LinearSite = Literal["query", "key", "value", "attention_out", "ffn_in", "ffn_out"]
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A factor per row and layer: the mean over real tokens of ``sigmoid(weight . x + bias)``.
+
+    The published code averages over padding too; a masked mean keeps a row's answer its own.
+    """
+
+    weight: Tensor  # [S, L, H]
+    bias: Tensor  # [S, L]
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialTokenShift:
+    """Added to a layer's input at a row's special tokens, by their order in the row."""
+
+    vectors: Tensor  # [S, L, slots, H]
+    gate: Gate | None = None
+    #: Share of the added values that a training step leaves out; 0 where a row is served.
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """``up @ down @ x``, added to a linear map's output. Position tables do not see it."""
+
+    site: LinearSite
+    down: Tensor  # [S, L, R, in]
+    up: Tensor  # [S, L, out, R]
+    gate: Gate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """Keys and values that every token of a row attends to; they have no position.
+
+    Its gate scales both.
+    """
+
+    keys: Tensor  # [S, L, P, H]
+    values: Tensor  # [S, L, P, H]
+    gate: Gate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bottleneck:
+    """A narrow relu network behind the feed-forward block, ahead of its residual and norm.
+
+    It reads ``x = norm(ffn_out + attended)`` by the block's own frozen norm; so does its gate.
+    """
+
+    down: Tensor  # [S, L, M, H]
+    down_bias: Tensor  # [S, L, M]
+    up: Tensor  # [S, L, H, M]
+    up_bias: Tensor  # [S, L, H]
+    gate: Gate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """Added to every token at a site."""
+
+    site: Site
+    vectors: Tensor  # [S, L, width of the site]
+    gate: Gate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Multiplies every token at a site; a gate g leaves ``1 + g * (factor - 1)`` of it."""
+
+    site: Site
+    factors: Tensor  # [S, L, width of the site]
+    gate: Gate | None = None
+
+
+Edit = SpecialTokenShift | LowRank | Prefix | Bottleneck | Shift | Scale
+
+Kind = TypeVar("Kind", SpecialTokenShift, Prefix, Bottleneck)
+
+
+def tensors_of(edit: Edit) -> dict[str, Tensor]:
+    """An edit's tensors by field, its gate's as ``gate.weight``, ``gate.bias``. Each [S, L, …]"""
+    found = {
+        field.name: value
+        for field in fields(edit)
+        if isinstance(value := getattr(edit, field.name), Tensor)
+    }
+    if edit.gate is not None:
+        found |= {"gate.weight": edit.gate.weight, "gate.bias": edit.gate.bias}
+    return found
+
+
+def with_tensors(edit: Edit, change: Callable[[str, Tensor], Tensor]) -> Edit:
+    """The same edit with every tensor of ``tensors_of`` changed."""
+    changed: dict[str, Any] = {name: change(name, of) for name, of in tensors_of(edit).items()}
+    if edit.gate is not None:
+        changed["gate"] = Gate(changed.pop("gate.weight"), changed.pop("gate.bias"))
+    return replace(edit, **changed)
+
+
+class Placed(NamedTuple):
+    """An edit on a batch."""
+
+    edit: Edit
+    #: Which of the stack each row carries; -1: none. [B]
+    entries: tuple[int, ...]
+
+
+class BatchEdits:
+    """The edits of one batch, laid out over its packed tokens."""
+
+    def __init__(
+        self,
+        placed: Sequence[Placed],
+        lengths: Sequence[int],
+        special: Sequence[Sequence[int]],
+        query_scale: float,
+        device: torch.device,
+    ) -> None:
+        """A row may carry several edits, but one ``Prefix`` at most.
+
+        Args:
+            placed: the edits.
+            lengths: tokens of each row.
+            special: places of each row's special tokens in the row; where an edit shifts them.
+            query_scale: what the pass folds into queries.
+            device: where the pass runs.
+        """
+        self.query_scale = query_scale
+        self.carried = [
+            (edit, _Carriers(entries, lengths, special, device)) for edit, entries in placed
+        ]
+        #: Which prefix each row has, as a place in ``carried``; -1: none. [B]
+        self.prefix_of_row = [-1] * len(lengths)
+        for place, (edit, carriers) in enumerate(self.carried):
+            if isinstance(edit, Prefix):
+                for row in carriers.rows:
+                    self.prefix_of_row[row] = place
+
+    def layer(self, index: int) -> LayerEdits:
+        """The edits at one layer."""
+        return LayerEdits(self, index)
+
+
+class LayerEdits:
+    """The edits of one batch at one layer. Gates read what ``enter`` gives."""
+
+    def __init__(self, batch: BatchEdits, index: int) -> None:
+        self._batch = batch
+        self._index = index
+        self._gates: dict[int, Tensor] = {}
+
+    def enter(self, hidden: Tensor) -> Tensor:
+        """A layer's input, special tokens shifted. [N, H]"""
+        for place, shift, carriers in self._of(SpecialTokenShift):
+            self._read_gate(place, shift, carriers, hidden)
+            hidden = self._shift_special(hidden, place, shift, carriers)
+        for place, (edit, carriers) in enumerate(self._batch.carried):
+            if not isinstance(edit, SpecialTokenShift | Bottleneck):
+                self._read_gate(place, edit, carriers, hidden)
+        return hidden
+
+    def at_qkv(self, qkv: Tensor, hidden: Tensor) -> Tensor:
+        """Queries, keys and values of a layer whose input is ``hidden``. [N, 3H]"""
+        if not any(self._reaches(site) for site in ("query", "key", "value")):
+            return qkv
+        query, key, value = qkv.chunk(3, -1)
+        scale = self._batch.query_scale
+        return torch.cat(
+            [
+                self.at("query", query, hidden, scale),
+                self.at("key", key, hidden),
+                self.at("value", value, hidden),
+            ],
+            -1,
+        )
+
+    def at(
+        self, site: Site, found: Tensor, source: Tensor | None = None, scale: float = 1
+    ) -> Tensor:
+        """What a site gave, changed. [N, width]
+
+        Args:
+            site: where.
+            found: what the frozen layer gives there.
+            source: what the site's linear map read, if it is one.
+            scale: what the pass folded into ``found``.
+        """
+        for place, (edit, carriers) in enumerate(self._batch.carried):
+            if isinstance(edit, LowRank | Shift | Scale) and edit.site == site and carriers.rows:
+                own = carriers.take(found)
+                own = self._changed(place, edit, carriers, own, source, scale)
+                found = carriers.put(found, own)
+        return found
+
+    def prefix(self, rows: Sequence[int]) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of rows that share a prefix edit, or have none. Two of [rows, P, H]"""
+        place = self._batch.prefix_of_row[rows[0]] if self._batch.carried else -1
+        if place < 0:
+            return None
+        edit, carriers = self._batch.carried[place]
+        assert isinstance(edit, Prefix)
+        own = [carriers.rows.index(row) for row in rows]
+        entries = carriers.entries[own]
+        keys, values = (tensor[entries, self._index] for tensor in (edit.keys, edit.values))
+        if place in self._gates:
+            gate = self._gates[place][own][:, None, None]
+            keys, values = gate * keys, gate * values
+        return keys, values
+
+    def bottleneck(
+        self, outer: Tensor, attended: Tensor, normalise: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """The feed-forward block's output, before it is added to ``attended``. [N, H]"""
+        for place, edit, carriers in self._of(Bottleneck):
+            own = carriers.take(outer)
+            read = normalise(own + carriers.take(attended))
+            self._read_gate(place, edit, carriers, read, taken=True)
+            inner = functional.relu(
+                carriers.product(read, edit.down[:, self._index])
+                + carriers.spread(edit.down_bias[:, self._index])
+            )
+            added = carriers.product(inner, edit.up[:, self._index])
+            added = added + carriers.spread(edit.up_bias[:, self._index])
+            outer = carriers.put(outer, own + self._gated(place, carriers, added))
+        return outer
+
+    def _reaches(self, site: str) -> bool:
+        return any(
+            isinstance(edit, LowRank | Shift | Scale) and edit.site == site and carriers.rows
+            for edit, carriers in self._batch.carried
+        )
+
+    def _of(self, kind: type[Kind]) -> Iterator[tuple[int, Kind, _Carriers]]:
+        for place, (edit, carriers) in enumerate(self._batch.carried):
+            if isinstance(edit, kind) and carriers.rows:
+                yield place, edit, carriers
+
+    def _changed(
+        self,
+        place: int,
+        edit: LowRank | Shift | Scale,
+        carriers: _Carriers,
+        own: Tensor,
+        source: Tensor | None,
+        scale: float,
+    ) -> Tensor:
+        if isinstance(edit, Scale):
+            factor = carriers.spread(edit.factors[:, self._index]) - 1
+            return own + own * self._gated(place, carriers, factor)
+        if isinstance(edit, Shift):
+            added = carriers.spread(edit.vectors[:, self._index])
+        else:
+            assert source is not None, f"{edit.site} is no linear map"
+            low = carriers.product(carriers.take(source), edit.down[:, self._index])
+            added = carriers.product(low, edit.up[:, self._index])
+        return own + scale * self._gated(place, carriers, added).to(own.dtype)
+
+    def _shift_special(
+        self, hidden: Tensor, place: int, edit: SpecialTokenShift, carriers: _Carriers
+    ) -> Tensor:
+        tokens, rows, slots = carriers.special(edit.vectors.shape[2])
+        vectors = edit.vectors[carriers.entries[rows], self._index, slots]
+        vectors = functional.dropout(vectors, edit.dropout, training=edit.dropout > 0)
+        if place in self._gates:
+            vectors = self._gates[place][rows][:, None] * vectors
+        return hidden.index_add(0, tokens, vectors.to(hidden.dtype))
+
+    def _read_gate(
+        self, place: int, edit: Edit, carriers: _Carriers, read: Tensor, *, taken: bool = False
+    ) -> None:
+        """``read`` is the batch's, or that of the carriers if it is ``taken`` already."""
+        if edit.gate is None or not carriers.rows:
+            return
+        own = read if taken else carriers.take(read)
+        weight, bias = edit.gate.weight[:, self._index], edit.gate.bias[:, self._index]
+        logits = (own * carriers.spread(weight)).sum(-1) + carriers.spread(bias)
+        self._gates[place] = carriers.mean(logits.sigmoid())
+
+    def _gated(self, place: int, carriers: _Carriers, x: Tensor) -> Tensor:
+        if place not in self._gates:
+            return x
+        return self._gates[place].repeat_interleave(carriers.lengths)[:, None] * x
+
+
+class _Carriers:
+    """The rows that carry an edit, and their tokens among the batch's."""
+
+    def __init__(
+        self,
+        entries: Sequence[int],
+        lengths: Sequence[int],
+        special: Sequence[Sequence[int]],
+        device: torch.device,
+    ) -> None:
+        self.rows = [row for row, entry in enumerate(entries) if entry >= 0]
+        self._device = device
+        self._starts = [0, *accumulate(lengths)]
+        self._special = special
+        self._own_lengths = [lengths[row] for row in self.rows]
+        self._all = len(self.rows) == len(lengths)
+        used = [entries[row] for row in self.rows]
+        #: Rows that all carry one entry need no product of their own each.
+        self._only = used[0] if len(set(used)) == 1 else None
+        self.entries = torch.tensor(used, dtype=torch.int64, device=device)
+        self.lengths = torch.tensor(self._own_lengths, dtype=torch.int64, device=device)
+
+    @cached_property
+    def _tokens(self) -> Tensor:
+        spans = [torch.arange(self._starts[row], self._starts[row + 1]) for row in self.rows]
+        return torch.cat(spans).to(self._device)
+
+    def take(self, x: Tensor) -> Tensor:
+        """Their tokens. [N, D] -> [M, D]"""
+        return x if self._all else x.index_select(0, self._tokens)
+
+    def put(self, x: Tensor, own: Tensor) -> Tensor:
+        """``x`` [N, D] with their tokens replaced."""
+        return own.to(x.dtype) if self._all else x.index_copy(0, self._tokens, own.to(x.dtype))
+
+    def spread(self, of_entries: Tensor) -> Tensor:
+        """Each token's entry, or the one of all tokens. [S, …] -> [M, …] or [1, …]"""
+        if self._only is not None:
+            return of_entries[self._only : self._only + 1]
+        return of_entries[self.entries.repeat_interleave(self.lengths)]
+
+    def product(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Each row's linear map. [M, in], [S, out, in] -> [M, out]"""
+        if self._only is not None:
+            return functional.linear(x, weights[self._only].to(x.dtype))
+        padded, mask = unpack(x, self._own_lengths)
+        return torch.bmm(padded, weights[self.entries].to(x.dtype).transpose(1, 2))[mask]
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Over the tokens of each row. [M] -> [rows]"""
+        row = torch.arange(len(self.rows), device=x.device).repeat_interleave(self.lengths)
+        return x.new_zeros(len(self.rows)).index_add(0, row, x) / self.lengths
+
+    def special(self, slots: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Their special tokens: place in the batch, whose, which slot. Three of [P]"""
+        found = [
+            (self._starts[row] + place, own, slot)
+            for own, row in enumerate(self.rows)
+            for slot, place in enumerate(self._special[row][:slots])
+        ]
+        places = torch.tensor(found, dtype=torch.int64).reshape(-1, 3).T.to(self._device)
+        tokens, rows, numbers = places.unbind(0)
+        return tokens, rows, numbers
+
+
+#: A batch that no adapter edits.
+UNEDITED = BatchEdits((), (), (), 1.0, torch.device("cpu"))
