@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup serve test test-fast test-client check format contract demo-adapters bundled-encoder encoder-quality bench image
+.PHONY: help setup serve test test-fast test-client check format contract demo-adapters bundled-encoder encoder-quality quality bench image
 
 help: ## List these targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -76,6 +76,10 @@ RESULTS ?= build/encoder-quality.jsonl
 encoder-quality: $(STAMP) ## Judge the bundled encoder frozen: DATA=FOLDER METHODS="ytuning probe full" RESULTS=FILE.
 	mkdir -p $(dir $(RESULTS))
 	$(BIN)/python bench/encoder_quality.py --data $(DATA) --out $(RESULTS) $(if $(METHODS),--methods $(METHODS))
+
+quality: $(STAMP) ## Add the runs that docs/quality.md lacks and render it: DATA=FOLDER QUALITY="--tables NAME --jobs N".
+	$(BIN)/python bench/quality.py --data $(DATA) --out bench/results/quality.jsonl $(QUALITY)
+	$(BIN)/python bench/quality.py --out bench/results/quality.jsonl --render docs
 
 INFINITY ?= build/infinity/bin/python
 PEERS ?= build/peers/bin/python

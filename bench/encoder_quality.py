@@ -26,13 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from full_finetuning import fit_full
+from full_finetuning import MAX_TOKENS, FullSettings, fit_full
+from labelled_sets import LabelledSet, accuracy, sample
 from labelmux_encoder.weights import LoadedEncoder, load_encoder, read_checkpoint
-from labelmux_training.data import Dataset, read_rows
 from labelmux_training.features import FeatureCache
-from labelmux_training.labels import label_ids
 from labelmux_training.metrics import Ids, confusion, macro_f1
 from labelmux_training.probe import fit_probe
 from labelmux_training.settings import TrainerSettings
@@ -57,36 +54,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 }
 SETS = tuple(name for names in GROUPS.values() for name in names)
 METHODS = ("ytuning", "probe", "full")
-MAX_TOKENS = 128
 #: ``--rows`` where every row is meant.
 ALL = "all"
-
-
-@dataclass(frozen=True)
-class Task:
-    """A set's train and dev rows and its labels."""
-
-    name: str
-    labels: tuple[str, ...]
-    train: Dataset
-    dev: Dataset
-
-    @classmethod
-    def read(cls, folder: Path) -> Task:
-        meta = json.loads((folder / "meta.json").read_text())
-        train, dev = (read_rows(folder / f"{split}.jsonl.gz") for split in ("train", "dev"))
-        return cls(folder.name, tuple(meta["labels"]), train, dev)
-
-    def sample(self, rows: str, seed: int) -> list[int]:
-        """Which train rows are learned from: all, or so many, with a row of each label at least."""
-        everything = list(range(len(self.train.rows)))
-        if rows == ALL or int(rows) >= len(everything):
-            return everything
-        shuffled: list[int] = np.random.default_rng(seed).permutation(everything).tolist()
-        gold = label_ids(self.train, self.labels)
-        first = list({int(gold[index]): index for index in reversed(shuffled)}.values())
-        rest = [index for index in shuffled if index not in set(first)]
-        return sorted(first + rest[: max(0, int(rows) - len(first))])
 
 
 @dataclass(frozen=True)
@@ -110,21 +79,22 @@ def runs(asked: argparse.Namespace, name: str) -> Iterator[Run]:
 
 
 def score(
-    run: Run, task: Task, source: str, loaded: LoadedEncoder, cache: FeatureCache
+    run: Run, task: LabelledSet, source: str, loaded: LoadedEncoder, cache: FeatureCache
 ) -> tuple[dict[str, float], int]:
     """Dev scores of one run, and how many rows it learned from."""
-    chosen = task.sample(run.rows, run.seed)
-    gold, dev_gold = (label_ids(rows, task.labels) for rows in (task.train, task.dev))
-    gold = gold[chosen]
+    most = len(task.train) if run.rows == ALL else int(run.rows)
+    chosen = sample(task.train, most, run.seed)
+    gold, dev_gold = task.train.gold[chosen], task.dev.gold
     if run.method == "full":
-        texts = [task.train.texts[index] for index in chosen]
+        texts = [task.train.rows.texts[index] for index in chosen]
         _, state = read_checkpoint(source)
-        predicted = fit_full(
-            loaded, state, (texts, gold), (task.dev.texts, dev_gold), len(task.labels), run.seed
-        )
-        return scores(dev_gold, predicted), len(chosen)
-    train = Labelled(cache.features(loaded, task.train.texts, MAX_TOKENS).subset(chosen), gold)
-    dev = Labelled(cache.features(loaded, task.dev.texts, MAX_TOKENS), dev_gold)
+        dev_rows = (task.dev.rows.texts, dev_gold)
+        settings = FullSettings(seed=run.seed)
+        full = fit_full(loaded, state, (texts, gold), dev_rows, len(task.labels), settings)
+        return scores(dev_gold, full.predict(task.dev.rows.texts)), len(chosen)
+    everything = cache.features(loaded, task.train.rows.texts, MAX_TOKENS)
+    train = Labelled(everything.subset(chosen), gold)
+    dev = Labelled(cache.features(loaded, task.dev.rows.texts, MAX_TOKENS), dev_gold)
     if run.method == "probe":
         found = fit_probe(train.features, gold, dev.features, dev_gold).dev
         return {"accuracy": found.accuracy, "macro_f1": found.macro_f1}, len(chosen)
@@ -132,7 +102,9 @@ def score(
     return {"accuracy": kept.dev_accuracy, "macro_f1": kept.dev_macro_f1}, len(chosen)
 
 
-def _ytuning(task: Task, loaded: LoadedEncoder, train: Labelled, dev: Labelled, seed: int) -> Any:
+def _ytuning(
+    task: LabelledSet, loaded: LoadedEncoder, train: Labelled, dev: Labelled, seed: int
+) -> Any:
     """Train as ``labelmux train`` does by default."""
     count = len(task.labels)
     sizes, starts = choose_sizes(loaded, count), train.class_means(count)
@@ -142,7 +114,7 @@ def _ytuning(task: Task, loaded: LoadedEncoder, train: Labelled, dev: Labelled, 
 
 def scores(gold: Ids, predicted: Ids) -> dict[str, float]:
     found = confusion(gold, predicted, int(max(gold.max(), predicted.max())) + 1)
-    return {"accuracy": float((gold == predicted).mean()), "macro_f1": macro_f1(found)}
+    return {"accuracy": accuracy(gold, predicted), "macro_f1": macro_f1(found)}
 
 
 def measure(asked: argparse.Namespace) -> None:
@@ -150,7 +122,7 @@ def measure(asked: argparse.Namespace) -> None:
     loaded = load_encoder(asked.encoder)
     done = {_key(line) for line in _lines(asked.out)}
     for name in asked.sets:
-        task = Task.read(asked.data / name)
+        task = LabelledSet.open(asked.data / name)
         with _cache(asked.cache_dir) as cache:
             for run in runs(asked, name):
                 if (loaded.encoder.fingerprint, *vars(run).values()) not in done:
@@ -168,7 +140,7 @@ def _cache(folder: Path | None) -> Iterator[FeatureCache]:
 
 
 def _result(
-    run: Run, task: Task, source: str, loaded: LoadedEncoder, cache: FeatureCache
+    run: Run, task: LabelledSet, source: str, loaded: LoadedEncoder, cache: FeatureCache
 ) -> dict[str, Any]:
     started = time.monotonic()
     found, rows = score(run, task, source, loaded, cache)
@@ -176,7 +148,7 @@ def _result(
         "encoder": loaded.encoder.fingerprint,
         **vars(run),
         "train_rows": rows,
-        "dev_rows": len(task.dev.rows),
+        "dev_rows": len(task.dev),
         **{name: round(value, 5) for name, value in found.items()},
         "seconds": round(time.monotonic() - started, 1),
     }

@@ -1,19 +1,21 @@
 """Full fine-tuning of a copy of an encoder: what its frozen features are compared with.
 
-Every weight is trained, with a linear layer on the mean of the last layer's real tokens. Rates,
-epochs and batches are the usual ones for encoders of this size.
+Every weight is trained, with a linear layer on the mean of the last layer's real tokens. Epochs and
+batches are the usual ones for encoders of this size.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from labelled_sets import accuracy
 from labelmux_encoder.batch import pack_rows, unpack
 from labelmux_encoder.model import derive, run_pass
 from labelmux_encoder.tokenizer import TextInput, TokenRow
@@ -22,91 +24,143 @@ from labelmux_training.features import by_length
 from labelmux_training.metrics import Ids
 
 MAX_TOKENS = 128
-#: Epochs by how many rows there are: small sets need more.
-SMALL_ROWS, SMALL_EPOCHS, EPOCHS = 5000, 5, 3
 BATCH_ROWS = 32
-ENCODER_RATE, HEAD_RATE = 1e-4, 1e-3
+#: Few rows are seen more often: as many epochs as make so many steps, within these bounds.
+STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 500, 3, 30
+#: How often dev is looked at, about, where epochs are many.
+EVALUATIONS = 10
+HEAD_RATE = 1e-3
 WARM_UP = 0.1
 DROPOUT = 0.1
 WEIGHT_DECAY = 0.01
 _POOL_BATCHES = 32
-_DEV_TOKENS = 8192
+_PREDICTED_TOKENS = 8192
 
 Rows = tuple[Sequence[TextInput], Ids]
 
 
+@dataclass(frozen=True)
+class FullSettings:
+    """How a copy is trained."""
+
+    #: Of the encoder; the head's is ``HEAD_RATE``.
+    learning_rate: float = 1e-4
+    seed: int = 13
+    #: Products in bfloat16; weights and their updates stay in fp32.
+    bfloat16: bool = True
+
+
 def fit_full(
-    loaded: LoadedEncoder, state: dict[str, Tensor], train: Rows, dev: Rows, labels: int, seed: int
-) -> Ids:
-    """Fine-tune a copy of ``state`` and return dev labels of the epoch with the best accuracy."""
+    loaded: LoadedEncoder,
+    state: dict[str, Tensor],
+    train: Rows,
+    dev: Rows,
+    labels: int,
+    settings: FullSettings,
+) -> FullFit:
+    """Fine-tune a copy of ``state`` and keep the best epoch by dev accuracy."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return _FullRun(loaded, state, train, dev, labels, seed).run()
+        torch.manual_seed(settings.seed)
+        fit = FullFit(loaded, state, labels, settings)
+        _Run(fit, train, settings).run(dev)
+    return fit
 
 
-class _FullRun:
+class FullFit:
+    """A fine-tuned copy."""
+
     def __init__(
         self,
         loaded: LoadedEncoder,
         state: dict[str, Tensor],
-        train: Rows,
-        dev: Rows,
         labels: int,
-        seed: int,
+        settings: FullSettings,
     ) -> None:
         self._config = loaded.encoder.config
-        self._train, self._dev = (loaded.tokenizer.encode(r[0], MAX_TOKENS) for r in (train, dev))
-        self._gold, self._dev_gold = torch.from_numpy(train[1]), dev[1]
-        self._state = {name: tensor.clone().requires_grad_() for name, tensor in state.items()}
-        self._head = nn.Linear(self._config.hidden_size, labels)
-        self._random = np.random.default_rng(seed)
-        self._epochs = SMALL_EPOCHS if len(self._train) < SMALL_ROWS else EPOCHS
-        self._steps = self._epochs * math.ceil(len(self._train) / BATCH_ROWS)
+        self._tokenizer = loaded.tokenizer
+        self._bfloat16 = settings.bfloat16
+        self.state = {name: tensor.clone().requires_grad_() for name, tensor in state.items()}
+        self.head = nn.Linear(self._config.hidden_size, labels)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [*self.state.values(), *self.head.parameters()]
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(tensor.numel() for tensor in self.parameters)
+
+    def tokenise(self, texts: Sequence[TextInput]) -> list[TokenRow]:
+        return self._tokenizer.encode(texts, MAX_TOKENS)
+
+    def predict(self, texts: Sequence[TextInput]) -> Ids:
+        """The best label of each text. [rows]"""
+        return self.predict_rows(self.tokenise(texts))
+
+    @torch.no_grad()
+    def predict_rows(self, rows: Sequence[TokenRow]) -> Ids:
+        """The best label of each row. [rows]"""
+        lengths = np.array([len(row.token_ids) for row in rows])
+        predicted = np.zeros(len(lengths), dtype=np.int64)
+        for batch in by_length(lengths, _PREDICTED_TOKENS):
+            predicted[batch] = self.logits([rows[i] for i in batch], 0.0).argmax(1).numpy()
+        return predicted
+
+    def logits(self, rows: Sequence[TokenRow], dropout: float) -> Tensor:
+        """[rows, K]"""
+        packed = pack_rows(rows)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16):
+            tensors = derive(self._config, self.state, max_tokens=max(packed.lengths))
+            last = run_pass(self._config, tensors, packed)[-1]
+        hidden, mask = unpack(last.float(), packed.lengths)
+        mean = hidden.sum(1) / mask.sum(1, keepdim=True)
+        logits: Tensor = self.head(functional.dropout(mean, dropout))
+        return logits
+
+
+class _Run:
+    def __init__(self, fit: FullFit, train: Rows, settings: FullSettings) -> None:
+        self._fit = fit
+        self._train = fit.tokenise(train[0])
+        self._gold = torch.from_numpy(train[1])
+        self._random = np.random.default_rng(settings.seed)
+        steps = math.ceil(len(self._train) / BATCH_ROWS)
+        self._epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(STEPS / steps)))
+        self._steps = self._epochs * steps
         self._optimiser = torch.optim.AdamW(
             [
-                {"params": list(self._state.values()), "lr": ENCODER_RATE},
-                {"params": list(self._head.parameters()), "lr": HEAD_RATE},
+                {"params": list(fit.state.values()), "lr": settings.learning_rate},
+                {"params": list(fit.head.parameters()), "lr": HEAD_RATE},
             ],
             weight_decay=WEIGHT_DECAY,
             fused=True,
         )
         self._rate = torch.optim.lr_scheduler.LambdaLR(self._optimiser, self._rate_at)
 
-    def run(self) -> Ids:
-        best, kept = -1.0, np.zeros(0, dtype=np.int64)
-        for _ in range(self._epochs):
+    def run(self, dev: Rows) -> None:
+        dev_rows = self._fit.tokenise(dev[0])
+        best = -1.0
+        kept = [tensor.detach().clone() for tensor in self._fit.parameters]
+        every = math.ceil(self._epochs / EVALUATIONS)
+        for epoch in range(self._epochs):
             for batch in self._batches():
                 self._step(batch)
-            predicted = self._predict()
-            accuracy = float((predicted == self._dev_gold).mean())
-            if accuracy > best:
-                best, kept = accuracy, predicted
-        return kept
+            if (self._epochs - 1 - epoch) % every:
+                continue
+            found = accuracy(dev[1], self._fit.predict_rows(dev_rows))
+            if found > best:
+                best = found
+                _copy(self._fit.parameters, kept)
+        _copy(kept, self._fit.parameters)
 
     def _step(self, batch: Sequence[int]) -> None:
-        logits = self._logits([self._train[index] for index in batch], DROPOUT)
+        logits = self._fit.logits([self._train[index] for index in batch], DROPOUT)
         loss = functional.cross_entropy(logits, self._gold[torch.as_tensor(batch)])
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_([*self._state.values(), *self._head.parameters()], 1.0)
+        nn.utils.clip_grad_norm_(self._fit.parameters, 1.0)
         self._optimiser.step()
         self._rate.step()
-
-    def _logits(self, rows: Sequence[TokenRow], dropout: float) -> Tensor:
-        packed = pack_rows(rows)
-        tensors = derive(self._config, self._state, max_tokens=max(packed.lengths))
-        hidden, mask = unpack(run_pass(self._config, tensors, packed)[-1], packed.lengths)
-        mean = hidden.sum(1) / mask.sum(1, keepdim=True)
-        logits: Tensor = self._head(functional.dropout(mean, dropout))
-        return logits
-
-    @torch.no_grad()
-    def _predict(self) -> Ids:
-        lengths = np.array([len(row.token_ids) for row in self._dev])
-        predicted = np.zeros(len(lengths), dtype=np.int64)
-        for batch in by_length(lengths, _DEV_TOKENS):
-            predicted[batch] = self._logits([self._dev[i] for i in batch], 0.0).argmax(1).numpy()
-        return predicted
 
     def _batches(self) -> Iterator[list[int]]:
         """All rows once, in batches of near-equal length and random order."""
@@ -127,3 +181,9 @@ class _FullRun:
         if step < warm_up:
             return (step + 1) / warm_up
         return max(0.0, (self._steps - step) / max(1, self._steps - warm_up))
+
+
+@torch.no_grad()
+def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
+    for one, other in zip(source, target, strict=True):
+        other.copy_(one)

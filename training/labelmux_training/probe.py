@@ -29,9 +29,13 @@ class Probe:
     dev: Metrics
     _model: Any
 
+    def scores(self, features: Features) -> Scores:
+        """Probabilities of other rows. [rows, K]"""
+        return _scores(self._model, features.means().numpy())
+
     def measure(self, features: Features, gold: Ids) -> Metrics:
         """Its metrics on other rows with the same labels."""
-        return measure(gold, _scores(self._model, features.means().numpy()))
+        return measure(gold, self.scores(features))
 
 
 def fit_probe(train: Features, train_gold: Ids, dev: Features, dev_gold: Ids) -> Probe:

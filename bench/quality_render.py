@@ -1,0 +1,113 @@
+"""The tables of docs/quality.md from the lines of the quality benchmark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from figures import bar_table, table
+from quality_methods import METHODS
+from quality_pictures import draw
+from quality_plan import SEEDS, TABLES, Line
+from quality_summary import (
+    FULL,
+    Column,
+    Result,
+    Results,
+    bars,
+    columns,
+    common_sets,
+    gaps,
+    ratio,
+    results,
+)
+
+PAGE = "quality.md"
+_MIB = 2**20
+
+
+def render(lines: Sequence[Line], folder: Path) -> None:
+    """Write the tables into the page of ``folder``, and the pictures beside it.
+
+    Raises:
+        ValueError: the page lacks a table's marks.
+    """
+    found = results(lines)
+    page = folder / PAGE
+    text = page.read_text()
+    parts = {"bars": bar_table(bars(found))}
+    parts |= {name: table_text(found, name) for name in TABLES}
+    for name, part in parts.items():
+        text = between_marks(text, name, part)
+    page.write_text(text)
+    draw(found, folder)
+
+
+def between_marks(page: str, name: str, part: str) -> str:
+    """The page with the text between a part's marks replaced."""
+    begin, end = f"<!-- {name}: made by bench/quality.py -->", f"<!-- /{name} -->"
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"the page lacks {begin} ... {end}")
+    return f"{before}{begin}\n\n{part}\n\n{end}{after}"
+
+
+def table_text(found: Results, name: str) -> str:
+    """Scores and costs of one table, and what is missing in it."""
+    parts = []
+    for rows in TABLES[name].rows:
+        made = columns(found, name, rows)
+        if made:
+            parts += [f"Up to {rows:,} training rows:", _scores(made, name), _costs(made)]
+    missing = gaps(found, name)
+    if missing:
+        parts.append("Not measured:\n\n" + "\n".join(f"- {line}" for line in missing))
+    return "\n\n".join(parts) or "Nothing is measured yet."
+
+
+def _scores(made: dict[str, Column], name: str) -> str:
+    sets = [each for each in TABLES[name].sets if any(each in c.by_set for c in made.values())]
+    everywhere = common_sets(*made.values())
+    mean = "mean" if len(everywhere) == len(sets) else f"mean of {', '.join(everywhere)}"
+    rows = (
+        (
+            METHODS[column.method].title,
+            *(_shown(column.by_set.get(each)) for each in sets),
+            f"{column.points(everywhere):.1f}" if everywhere else "",
+        )
+        for column in made.values()
+    )
+    return table(("points", *sets, mean), rows)
+
+
+def _shown(result: Result | None) -> str:
+    if result is None:
+        return ""
+    spread = "" if math.isnan(result.deviation) else f" ± {result.deviation:.1f}"
+    seeds = "" if len(result.lines) == len(SEEDS) else f" ({len(result.lines)})"
+    return f"{result.points:.1f}{spread}{seeds}"
+
+
+def _costs(made: dict[str, Column]) -> str:
+    """Means over the sets that all methods have; ratios over those shared with full fine-tuning."""
+    header = (
+        "method",
+        *("tunable values", "share", "training, core-seconds", "peak MiB", "file MB"),
+        *("score over full", "training over full"),
+    )
+    sets = common_sets(*made.values())
+    full = made.get(FULL)
+    return table(header, (list(_cost(column, full, sets)) for column in made.values()))
+
+
+def _cost(column: Column, full: Column | None, sets: Sequence[str]) -> Iterator[object]:
+    yield METHODS[column.method].title
+    yield f"{column.mean('parameters', sets):,.0f}"
+    yield f"{column.mean('share', sets):.3%}"
+    yield column.mean("core_seconds", sets)
+    yield column.mean("peak_bytes", sets) / _MIB
+    yield f"{column.mean('file_bytes', sets) / 1e6:.2f}"
+    yield f"{ratio(column, full):.3f}" if full else ""
+    yield f"{ratio(column, full, 'core_seconds'):.3f}" if full else ""

@@ -1,0 +1,179 @@
+"""What the lines of the quality benchmark come to: a result for every cell, means, bars."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from figures import Bar
+from quality_methods import METHODS
+from quality_plan import SEEDS, TABLES, Cell, Line, Run, cells, chosen_rate, learning_rates
+
+FULL, YTUNING, PROBE = "full", "ytuning", "probe"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A method on a set with the chosen learning rate."""
+
+    cell: Cell
+    #: Of the chosen rate, one for each seed.
+    lines: tuple[Line, ...]
+    #: Learning rates that were tried, and that should be.
+    tried: int
+    rates: int
+
+    def mean(self, name: str) -> float:
+        """Mean of a figure over seeds."""
+        return statistics.mean(float(line[name]) for line in self.lines)
+
+    @property
+    def points(self) -> float:
+        """The test score, times 100."""
+        return 100 * self.mean("test")
+
+    @property
+    def deviation(self) -> float:
+        """Of the points over seeds; nan with one seed."""
+        if len(self.lines) < 2:
+            return math.nan
+        return 100 * statistics.stdev(float(line["test"]) for line in self.lines)
+
+
+Results = Mapping[Cell, Result]
+
+
+def results(lines: Sequence[Line]) -> Results:
+    """A result for every cell that has a line."""
+    by_cell: dict[Cell, list[Line]] = {}
+    for line in lines:
+        by_cell.setdefault(Run.of(line).cell, []).append(line)
+    found = (_result(cell, by_cell.get(cell, [])) for name in TABLES for cell in cells(name))
+    return {result.cell: result for result in found if result is not None}
+
+
+def _result(cell: Cell, lines: Sequence[Line]) -> Result | None:
+    choice = chosen_rate(lines, cell)
+    if choice is None:
+        return None
+    chosen = tuple(line for line in lines if line["learning_rate"] == choice.rate)
+    return Result(cell, chosen, len(choice.tried), len(learning_rates(cell)))
+
+
+@dataclass(frozen=True)
+class Column:
+    """A method of a table by so many rows: its results by set."""
+
+    method: str
+    by_set: Mapping[str, Result]
+
+    def mean(self, name: str, sets: Iterable[str]) -> float:
+        """Mean over these sets of a figure; nan without any."""
+        return _mean(self.by_set[each].mean(name) for each in sets)
+
+    def points(self, sets: Iterable[str]) -> float:
+        return _mean(self.by_set[each].points for each in sets)
+
+
+def columns(found: Results, table: str, rows: int) -> dict[str, Column]:
+    """The methods of a table that have any result by so many rows, in its order."""
+    made = {}
+    for method in TABLES[table].methods:
+        by_set = {
+            each: found[cell]
+            for each in TABLES[table].sets
+            if (cell := Cell(table, each, method, rows)) in found
+        }
+        if by_set:
+            made[method] = Column(method, by_set)
+    return made
+
+
+def common_sets(*compared: Column) -> list[str]:
+    """The sets on which all of them have a result."""
+    first, *others = compared
+    return [each for each in first.by_set if all(each in other.by_set for other in others)]
+
+
+def ratio(column: Column, full: Column, name: str = "test") -> float:
+    """Mean over their common sets of the ratio of a figure."""
+    return _mean(
+        column.by_set[each].mean(name) / full.by_set[each].mean(name)
+        for each in common_sets(column, full)
+    )
+
+
+def bars(found: Results) -> list[Bar]:
+    """What the papers claim, as far as there are results to hold it against."""
+    return [*_ytuning_bars(found), *_probe_bars(found)]
+
+
+def _ytuning_bars(found: Results) -> list[Bar]:
+    made = columns(found, "full-size", 7000)
+    if not {YTUNING, FULL} <= made.keys():
+        return []
+    ours, full = made[YTUNING], made[FULL]
+    sets = common_sets(ours, full)
+    of = f"Y-Tuning, {len(sets)} sets:"
+    largest = max(ours.by_set[each].mean("share") for each in sets)
+    return [
+        Bar(f"{of} score over full fine-tuning's, mean", ratio(ours, full), "at least", 0.96),
+        Bar(f"{of} share of the parameters, largest", largest, "at most", 0.02),
+        Bar(
+            f"{of} training time over full fine-tuning's, mean",
+            ratio(ours, full, "core_seconds"),
+            "at most",
+            round(1 / 3, 3),
+        ),
+    ]
+
+
+def _probe_bars(found: Results) -> list[Bar]:
+    """The readout against the probe where rows are few."""
+    made = []
+    for rows in TABLES["few-rows"].rows:
+        by_method = columns(found, "few-rows", rows)
+        if {YTUNING, PROBE} <= by_method.keys():
+            ours, probe = by_method[YTUNING], by_method[PROBE]
+            sets = common_sets(ours, probe)
+            ahead = ours.points(sets) - probe.points(sets)
+            what = f"Y-Tuning, {rows} rows, {len(sets)} sets: points ahead of the probe"
+            made.append(Bar(what, ahead, "at least", 0.0))
+    return made
+
+
+def gaps(found: Results, table: str) -> list[str]:
+    """What is not measured yet, in words, a line for each method."""
+    said = []
+    for method in TABLES[table].methods:
+        wanted = [cell for cell in cells(table) if cell.method == method]
+        parts = (
+            ("no run on", [c for c in wanted if c not in found]),
+            ("one learning rate on", [c for c in wanted if c in found and _fewer_rates(found[c])]),
+            (
+                f"fewer than {len(SEEDS)} seeds on",
+                [c for c in wanted if c in found and len(found[c].lines) < len(SEEDS)],
+            ),
+        )
+        for what, missing in parts:
+            if missing:
+                said.append(f"{METHODS[method].title}: {what} {_named(missing, len(wanted))}")
+    return said
+
+
+def _fewer_rates(result: Result) -> bool:
+    return result.tried < result.rates
+
+
+def _named(missing: Sequence[Cell], of: int) -> str:
+    if len(missing) == of:
+        return "any of them"
+    several = len({cell.rows for cell in missing}) > 1
+    return ", ".join(f"{c.set} ({c.rows})" if several else c.set for c in missing)
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return statistics.mean(found) if found else math.nan
