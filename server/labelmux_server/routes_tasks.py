@@ -48,9 +48,7 @@ def _service(request: Request) -> Service:
     return service
 
 
-@router.get(
-    "/v1/tasks", response_model=TaskList, responses=documented(errors.InvalidRequestError)
-)
+@router.get("/v1/tasks", response_model=TaskList, responses=documented(errors.InvalidRequestError))
 async def list_tasks(
     request: Request, search: _Search = "", after: _After = "", limit: _Limit = None
 ) -> Response:
