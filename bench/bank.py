@@ -30,8 +30,9 @@ from labelmux_adapters.ytuning import YTuningSizes, expected_tensors, parameter_
 from labelmux_encoder.weights import LoadedEncoder, load_encoder
 from labelmux_server.app import create_app
 from labelmux_server.blobs import digest_of
+from labelmux_server.database import ManifestRow, TaskRow, VersionRow
 from labelmux_server.settings import Settings
-from labelmux_server.store import Store, _Manifest, _Task, _Version
+from labelmux_server.store import Store
 
 ASKED = 10
 REQUESTS = 300
@@ -88,15 +89,15 @@ async def _measure(folder: Path, loaded: LoadedEncoder) -> dict[str, float]:
 def _register(folder: Path, loaded: LoadedEncoder, tasks: int) -> None:
     """A state folder as uploads would have left it, written in one transaction."""
     store = Store(folder)
-    records: dict[type, list[dict[str, object]]] = {_Task: [], _Version: [], _Manifest: []}
+    records: dict[type, list[dict[str, object]]] = {TaskRow: [], VersionRow: [], ManifestRow: []}
     for name, manifest, data in _adapters(loaded, tasks):
         digest = digest_of(data)
         path = store.blobs._path(digest)
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)
         now = datetime.now(UTC).isoformat()
-        records[_Task].append({"name": name, "active": 1})
-        records[_Version].append(
+        records[TaskRow].append({"name": name, "active": 1})
+        records[VersionRow].append(
             {
                 "task": name,
                 "number": 1,
@@ -105,7 +106,7 @@ def _register(folder: Path, loaded: LoadedEncoder, tasks: int) -> None:
                 "created_at": now,
             }
         )
-        records[_Manifest].append(
+        records[ManifestRow].append(
             {
                 "digest": digest,
                 "encoder_fingerprint": manifest.encoder_fingerprint,

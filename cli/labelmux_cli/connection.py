@@ -27,7 +27,7 @@ Key = Annotated[
         "--key",
         envvar="LABELMUX_KEY",
         metavar="KEY",
-        help="Admin key, for servers that ask for one.",
+        help="Key, for servers that ask for one.",
         rich_help_panel="Server",
     ),
 ]

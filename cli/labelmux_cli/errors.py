@@ -53,8 +53,9 @@ TOLD = (
 HINTS = {
     "task_not_found": "`labelmux tasks` lists what there is",
     "version_not_found": "`labelmux versions TASK` lists what there is",
-    "unauthorized": "give the admin key with --key, or in LABELMUX_KEY",
-    "admin_off": "start the server with --admin-key, or on 127.0.0.1",
+    "unauthorized": "give one with --key, or in LABELMUX_KEY; `labelmux keys` makes them",
+    "wrong_scope": "`labelmux keys create NAME --scope SCOPE` makes one",
+    "task_forbidden": "`labelmux tasks` lists those it is for",
     "task_exists": "push without --create-only to add a version",
     "version_active": "`labelmux activate TASK VERSION` another one first",
     "no_previous_version": "`labelmux activate TASK VERSION` takes any version",

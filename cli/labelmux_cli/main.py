@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from labelmux_cli import remote
+from labelmux_cli import keys, remote
 from labelmux_cli.classify import classify
 from labelmux_cli.errors import BROKEN_PIPE
 from labelmux_cli.evaluate import evaluate
@@ -35,6 +35,7 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
     "Change a running server": {
         "push": remote.push,
         "versions": remote.versions,
+        "history": remote.history,
         "activate": remote.activate,
         "rollback": remote.rollback,
         "download": remote.download,
@@ -44,6 +45,7 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
 for _panel, _commands in _PANELS.items():
     for _name, _command in _commands.items():
         app.command(_name, rich_help_panel=_panel)(_command)
+app.add_typer(keys.app, name="keys", rich_help_panel="Serve and ask")
 
 
 def _show_version(wanted: bool) -> None:

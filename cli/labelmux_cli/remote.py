@@ -103,32 +103,17 @@ def _task_row(task: TaskInfo) -> tuple[object, ...]:
 
 @reported
 def versions(
-    task: TaskName,
-    history: Annotated[
-        bool, typer.Option("--history", help="Show what was done to the task, and when.")
-    ] = False,
-    url: Url = DEFAULT_URL,
-    key: Key = None,
-    as_json: AsJson = False,
+    task: TaskName, url: Url = DEFAULT_URL, key: Key = None, as_json: AsJson = False
 ) -> None:
     """List the versions of a task; the active one answers.
 
     Example:
       labelmux versions spam
-      labelmux versions spam --history
     """
     with connect(url, key) as client:
         found = client.versions(task)
     if as_json:
         print_json(found)
-    elif history:
-        print_table(
-            ("When", "What", "Version", "Digest"),
-            (
-                (when(entry.at), entry.action, entry.version, short_digest(entry.digest))
-                for entry in found.history
-            ),
-        )
     else:
         print_table(
             ("Version", "Active", "Digest", "Size", "Since"),
@@ -143,6 +128,35 @@ def versions(
                 for version in found.versions
             ),
         )
+
+
+@reported
+def history(
+    task: TaskName, url: Url = DEFAULT_URL, key: Key = None, as_json: AsJson = False
+) -> None:
+    """Show who changed a task, how and when; also of a task that was deleted.
+
+    Example:
+      labelmux history spam
+    """
+    with connect(url, key) as client:
+        found = client.history(task)
+    if as_json:
+        print_json({"task": task, "history": found})
+        return
+    print_table(
+        ("When", "What", "Version", "Digest", "By"),
+        (
+            (
+                when(entry.at),
+                entry.action,
+                entry.version,
+                short_digest(entry.digest),
+                entry.by or "",
+            )
+            for entry in found
+        ),
+    )
 
 
 @reported

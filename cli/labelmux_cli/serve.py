@@ -21,10 +21,9 @@ if TYPE_CHECKING:
 
 #: What a newcomer needs stands first; the rest has a panel of its own.
 _FIRST = frozenset({"host", "port", "state_dir", "encoder", "no_demo", "admin_key"})
-_ADMIN = {
-    "open": "open to everyone on this machine",
-    "key": "with the admin key",
-    "off": "off, since other machines can reach this address; give --admin-key to allow them",
+_ACCESS = {
+    "open": "open to everyone on this machine, until `labelmux keys create` makes the first key",
+    "key": "with a key; `labelmux keys list` shows which there are",
 }
 _TEXT = "What a lovely film."
 
@@ -58,7 +57,7 @@ def _print_people(serving: Serving) -> None:
     for name, value in (
         ("encoder", serving.encoder),
         ("tasks", tasks),
-        ("changes", _ADMIN[serving.admin]),
+        ("access", _ACCESS[serving.access]),
         ("API page", f"{serving.url}/docs"),
     ):
         console.print(Text(f"  {name:<9}", style="dim"), plain(value), soft_wrap=True)

@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     def announce(serving: Serving) -> None:
         sys.stdout.write(
             f"serving {len(serving.tasks)} tasks on {serving.url} "
-            f"(encoder {serving.encoder}, changes {serving.admin})\n"
+            f"(encoder {serving.encoder}, access {serving.access})\n"
         )
         sys.stdout.flush()
 

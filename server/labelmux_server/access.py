@@ -1,46 +1,96 @@
-"""Who may change things. Attached to the router of changes as a whole, never to single routes."""
+"""Who may call a route. Attached to a router as a whole, never to single routes."""
 
 from __future__ import annotations
 
-import hmac
+from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
-from fastapi import Request
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.openapi.models import HTTPBearer
+from fastapi.security.base import SecurityBase
 
-from labelmux_server.errors import AdminOffError, UnauthorizedError
-from labelmux_server.settings import Settings, is_loopback
+from labelmux_server import errors
+from labelmux_server.caller import Caller
+from labelmux_server.documented import documented
+from labelmux_server.keys import EVERY_RIGHT, Scope
+from labelmux_server.service import Service
+from labelmux_server.settings import is_loopback
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+_REFUSALS = (
+    errors.UnauthorizedError,
+    errors.ForeignPageError,
+    errors.WrongScopeError,
+    errors.TaskForbiddenError,
+    errors.RateLimitedError,
+)
 
 
-async def require_admin(request: Request) -> None:
-    """Return if the caller may change things.
+class Guard(SecurityBase):
+    """A router's dependency: lets those through whose key has one of the scopes.
 
-    Raises:
-        UnauthorizedError: a key is set and the request does not carry it.
-        AdminOffError: no key is set and the server can be reached from other machines, or a web
-            page from elsewhere sent the request.
+    A path's ``{task}`` must be one of the key's. From then on ``request.state.caller`` is the
+    ``Caller``.
     """
-    settings: Settings = request.app.state.settings
-    if settings.admin == "key":
-        _check_key(settings.admin_key or "", request.headers.get("authorization", ""))
-    elif settings.admin == "off":
-        raise AdminOffError(
-            f"the server binds {settings.host}, which other machines reach, and has no admin key; "
-            "start it with --admin-key"
-        )
-    else:
+
+    scheme_name = "key"
+    model = HTTPBearer(
+        description="A key that `labelmux keys create` made, or the admin key of the settings. "
+        "A server on loopback asks for none until the first is made."
+    )
+
+    def __init__(self, *scopes: Scope) -> None:
+        self._scopes = frozenset(scopes)
+
+    async def __call__(self, request: Request) -> None:
+        """Return if the caller may go on.
+
+        Raises:
+            UnauthorizedError, ForeignPageError, WrongScopeError, TaskForbiddenError,
+            RateLimitedError
+        """
+        caller = _caller(request)
+        caller.check_scope(self._scopes)
+        if "task" in request.path_params:
+            caller.check_task(request.path_params["task"])
+        caller.spend_request()
+        request.state.caller = caller
+
+
+def guarded_router(tag: str, *scopes: Scope) -> APIRouter:
+    """A router for whose every route a key needs one of the scopes."""
+    return APIRouter(
+        tags=[tag], dependencies=[Depends(Guard(*scopes))], responses=documented(*_REFUSALS)
+    )
+
+
+def behind(router: APIRouter, endpoint: Endpoint) -> Endpoint:
+    """A router's endpoint behind the router's dependencies, for who calls it by itself."""
+    guards = [each.dependency for each in router.dependencies]
+
+    async def call(request: Request) -> Response:
+        for guard in guards:
+            assert guard is not None
+            await guard(request)
+        return await endpoint(request)
+
+    return call
+
+
+def _caller(request: Request) -> Caller:
+    service: Service = request.app.state.service
+    if service.keyring.access == "open":
         _check_origin(request.headers.get("origin"))
-
-
-def _check_key(key: str, authorization: str) -> None:
-    scheme, _, sent = authorization.partition(" ")
-    same = hmac.compare_digest(sent.strip().encode("latin-1"), key.encode())
-    if scheme.lower() != "bearer" or not same:
-        raise UnauthorizedError
+        return Caller(None, EVERY_RIGHT, service.rates, service.settings)
+    scheme, _, sent = request.headers.get("authorization", "").partition(" ")
+    record = service.keyring.find(sent.strip())
+    if record is None or scheme.lower() != "bearer":
+        raise errors.UnauthorizedError
+    return Caller(record.name, record.rights, service.rates, service.settings)
 
 
 def _check_origin(origin: str | None) -> None:
-    """A browser names the page that a change comes from; no page from elsewhere may change us."""
+    """A browser names the page that a request comes from; none from elsewhere may use us."""
     if origin is not None and not is_loopback(urlsplit(origin).hostname or ""):
-        raise AdminOffError(
-            f"the request comes from a page of {origin}; set --admin-key to allow that"
-        )
+        raise errors.ForeignPageError(origin)

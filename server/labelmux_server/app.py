@@ -9,7 +9,8 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from labelmux_encoder.weights import LoadedEncoder
-from labelmux_server import routes_classify, routes_health, routes_tasks
+from labelmux_server import routes_classify, routes_health, routes_info, routes_tasks
+from labelmux_server.access import behind
 from labelmux_server.edge import Edge, add_error_handlers
 from labelmux_server.metrics import Metrics
 from labelmux_server.service import Service
@@ -38,6 +39,7 @@ def create_app(settings: Settings, loaded: LoadedEncoder | None = None) -> FastA
         version=version("labelmux"),
         description=DESCRIPTION,
         lifespan=lifespan,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -45,11 +47,17 @@ def create_app(settings: Settings, loaded: LoadedEncoder | None = None) -> FastA
     )
     app.state.settings = settings
     app.state.metrics = metrics
-    direct = {("POST", routes_classify.PATH): routes_classify.classify}
+    classify = behind(routes_classify.router, routes_classify.classify)
+    direct = {("POST", routes_classify.PATH): classify}
     app.add_middleware(Edge, metrics=metrics, direct=direct)
     add_error_handlers(app, metrics)
-    app.include_router(routes_classify.router)
-    app.include_router(routes_tasks.router)
-    app.include_router(routes_tasks.admin_router)
-    app.include_router(routes_health.router)
+    for router in (
+        routes_classify.router,
+        routes_tasks.router,
+        routes_tasks.admin_router,
+        routes_info.router,
+        routes_health.metrics_router,
+        routes_health.router,
+    ):
+        app.include_router(router)
     return app

@@ -33,7 +33,6 @@ from labelmux_server.residency import Residency
 from labelmux_server.store import (
     Action,
     AdapterRecord,
-    HistoryRecord,
     Store,
     VersionRecord,
     previous_active,
@@ -71,9 +70,17 @@ class Changes:
         self._limits = limits
 
     def upload(
-        self, task: str, data: bytes, *, sha256: str | None = None, create_only: bool = False
+        self,
+        task: str,
+        data: bytes,
+        *,
+        sha256: str | None = None,
+        create_only: bool = False,
+        by: str | None = None,
     ) -> Uploaded:
         """Make these bytes the active version of ``task``, new or found again.
+
+        ``by``, here and below, is the name of the key that asked for it.
 
         Raises:
             TaskExistsError: the task exists and only a new one was wanted.
@@ -92,19 +99,19 @@ class Changes:
             self._residency.put(adapter)
             if digest not in self._store.blobs:
                 self._store.blobs.put(digest, data)
-            return Uploaded(self._make_active(known, "activate"), created=False)
+            return Uploaded(self._make_active(known, "activate", by), created=False)
         check_canaries(adapter, self._loaded)
-        return self._add(task, data, adapter)
+        return self._add(task, data, adapter, by)
 
-    def activate(self, task: str, number: int) -> Version:
+    def activate(self, task: str, number: int, by: str | None = None) -> Version:
         """New requests get this version.
 
         Raises:
             TaskNotFoundError, VersionNotFoundError
         """
-        return self._make_active(self._registry.get(task, number), "activate")
+        return self._make_active(self._registry.get(task, number), "activate", by)
 
-    def rollback(self, task: str) -> Version:
+    def rollback(self, task: str, by: str | None = None) -> Version:
         """New requests get the version that was active before.
 
         Raises:
@@ -116,19 +123,19 @@ class Changes:
         )
         if number is None:
             raise NoPreviousVersionError(task, active.number)
-        return self._make_active(self._registry.get(task, number), "rollback")
+        return self._make_active(self._registry.get(task, number), "rollback", by)
 
-    def delete_task(self, task: str) -> None:
+    def delete_task(self, task: str, by: str | None = None) -> None:
         """The task and all its versions are gone.
 
         Raises:
             TaskNotFoundError
         """
         self._registry.get(task)
-        self._store.delete_task(task)
+        self._store.delete_task(task, by)
         self._unname(task)
 
-    def delete_version(self, task: str, number: int) -> None:
+    def delete_version(self, task: str, number: int, by: str | None = None) -> None:
         """One version that is not active is gone.
 
         Raises:
@@ -137,17 +144,8 @@ class Changes:
         version = self._registry.get(task, number)
         if self._registry.get(task).number == number:
             raise VersionActiveError(task, number)
-        self._store.delete_version(task, version.number)
+        self._store.delete_version(task, version.number, by)
         self._unname(task, number)
-
-    def history(self, task: str) -> list[HistoryRecord]:
-        """Every change to a task, oldest first.
-
-        Raises:
-            TaskNotFoundError
-        """
-        self._registry.get(task)
-        return self._store.history(task)
 
     def load_stored(self) -> None:
         """Make everything that the state folder holds serve again.
@@ -212,7 +210,7 @@ class Changes:
         self._store.put_manifest(record.digest, adapter.manifest)
         return AdapterRecord(adapter.manifest.encoder_fingerprint, adapter.manifest.pair)
 
-    def _add(self, task: str, data: bytes, adapter: Adapter) -> Uploaded:
+    def _add(self, task: str, data: bytes, adapter: Adapter, by: str | None) -> Uploaded:
         known = self._store.versions(task)
         stored = [record for record in known if record.digest == adapter.digest]
         record = VersionRecord(
@@ -228,9 +226,9 @@ class Changes:
             self._store.blobs.put(record.digest, data)
             self._store.put_manifest(record.digest, adapter.manifest)
             if stored:
-                self._store.activate(task, record.number, "upload")
+                self._store.activate(task, record.number, "upload", by)
             else:
-                self._store.add_version(record)
+                self._store.add_version(record, by)
         except (OSError, SQLAlchemyError):
             if not self._registry.names_digest(record.digest):
                 self._residency.forget(record.digest)
@@ -254,8 +252,8 @@ class Changes:
         for digest in self._registry.remove(task, number):
             self._residency.forget(digest)
 
-    def _make_active(self, version: Version, action: Action) -> Version:
+    def _make_active(self, version: Version, action: Action, by: str | None) -> Version:
         if self._registry.get(version.task).number != version.number:
-            self._store.activate(version.task, version.number, action)
+            self._store.activate(version.task, version.number, action, by)
             self._registry.activate(version.task, version.number)
         return version

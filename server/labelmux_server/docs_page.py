@@ -26,15 +26,16 @@ a { color: #1a5fb4; }
 _EXAMPLE_TASK = "sentiment"
 
 
-def docs_page(openapi: Mapping[str, Any], base_url: str) -> str:
+def docs_page(openapi: Mapping[str, Any], base_url: str, *, with_key: bool) -> str:
     """The page.
 
     Args:
         openapi: the app's document.
         base_url: where this server was reached, for the curl lines.
+        with_key: whether they need a key.
     """
     routes = [
-        _route(path, method, operation, base_url)
+        _route(path, method, operation, base_url, with_key)
         for path, operations in openapi["paths"].items()
         for method, operation in operations.items()
     ]
@@ -50,11 +51,13 @@ def docs_page(openapi: Mapping[str, Any], base_url: str) -> str:
     )
 
 
-def _route(path: str, method: str, operation: Mapping[str, Any], base_url: str) -> str:
+def _route(
+    path: str, method: str, operation: Mapping[str, Any], base_url: str, with_key: bool
+) -> str:
     text = escape(operation.get("description", ""))
     return (
         f'<section><h2><span class="method">{method.upper()}</span><code>{escape(path)}</code></h2>'
-        f"<p>{text}</p><pre>{escape(_curl(path, method, operation, base_url))}</pre>"
+        f"<p>{text}</p><pre>{escape(_curl(path, method, operation, base_url, with_key))}</pre>"
         f"{_errors(operation)}</section>"
     )
 
@@ -70,7 +73,9 @@ def _errors(operation: Mapping[str, Any]) -> str:
     return f"<details><summary>Errors</summary><table>{''.join(rows)}</table></details>"
 
 
-def _curl(path: str, method: str, operation: Mapping[str, Any], base_url: str) -> str:
+def _curl(
+    path: str, method: str, operation: Mapping[str, Any], base_url: str, with_key: bool
+) -> str:
     url = base_url + path.replace("{task}", _EXAMPLE_TASK).replace("{version}", "1")
     words = ["curl"]
     content = operation.get("requestBody", {}).get("content", {})
@@ -78,7 +83,7 @@ def _curl(path: str, method: str, operation: Mapping[str, Any], base_url: str) -
         words += ["-T", "adapter.safetensors"]
     elif method != "get":
         words += ["-X", method.upper()]
-    if "changes" in operation.get("tags", ()):
+    if with_key and operation.get("security"):
         words += ["-H", "Authorization: Bearer KEY"]
     if "application/json" in content:
         example = content["application/json"]["schema"]["examples"][0]

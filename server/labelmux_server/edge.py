@@ -25,6 +25,7 @@ from labelmux_server.errors import (
     InvalidRequestError,
     MethodNotAllowedError,
     OverloadedError,
+    RateLimitedError,
     RouteNotFoundError,
     ServerError,
     UnauthorizedError,
@@ -153,7 +154,7 @@ def add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
 
 
 def _headers(error: BaseException) -> dict[str, str] | None:
-    if isinstance(error, OverloadedError):
+    if isinstance(error, OverloadedError | RateLimitedError):
         return {"retry-after": str(error.retry_after_s)}
     if isinstance(error, UnauthorizedError):
         return {"www-authenticate": "Bearer"}

@@ -13,6 +13,7 @@ from typing import Any
 
 from labelmux_encoder.tokenizer import TextInput, TokenRow
 from labelmux_server.batcher import Batcher
+from labelmux_server.caller import Caller
 from labelmux_server.errors import (
     NeedsPairsError,
     ServerError,
@@ -21,7 +22,7 @@ from labelmux_server.errors import (
     TimedOutError,
     TooManyTextsError,
 )
-from labelmux_server.registry import Registry, Version
+from labelmux_server.registry import Registry, Version, parse_name
 from labelmux_server.residency import Hold, Residency
 from labelmux_server.submission import Row, Submission, row_key
 from labelmux_server.tokenizer_pool import TokenizerPool
@@ -80,16 +81,22 @@ class Engine:
         self._timeout_s = timeout_s
 
     async def classify(
-        self, names: Sequence[str], texts: Sequence[TextInput], *, truncation: bool = True
+        self,
+        names: Sequence[str],
+        texts: Sequence[TextInput],
+        caller: Caller,
+        *,
+        truncation: bool = True,
     ) -> Classified:
         """Logits of every text for every task named, by the versions that are active now.
 
         Raises:
+            RateLimitedError: the caller has used up its tokens.
             OverloadedError: too much waits already.
             TooManyTextsError: texts times tasks are more than may ever wait.
             TimedOutError: no answer in time.
         """
-        call = _Call(self._registry, self._residency, names, texts)
+        call = _Call(self._registry, self._residency, caller, names, texts)
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._run(call, texts, truncation)
@@ -113,6 +120,7 @@ class Engine:
         total = sum(distinct.values())
         if total > self._max_tokens:
             raise TooManyTextsError("tokens", total, self._max_tokens)
+        call.caller.spend_tokens(total)
         if not rows:
             return Classified(call.columns([]), 0, 0, {"tokenise": tokenise_s})
         submission = await self._wait(call, rows)
@@ -155,9 +163,11 @@ class _Call:
         self,
         registry: Registry,
         residency: Residency,
+        caller: Caller,
         names: Sequence[str],
         texts: Sequence[TextInput],
     ) -> None:
+        self.caller = caller
         self.names = names
         self.in_flight = False
         self._left = False
@@ -170,6 +180,7 @@ class _Call:
         pairs = isinstance(texts[0], tuple)
         for name in names:
             try:
+                caller.check_task(parse_name(name)[0])
                 version = registry.resolve(name)
                 if version.pair != pairs:
                     kind = TakesSingleTextsError if pairs else NeedsPairsError

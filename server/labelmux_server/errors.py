@@ -1,9 +1,10 @@
 """What can go wrong between a request and its answer, and the one table of statuses.
 
 ServerError
-├── StartError                    the server cannot start; never reaches HTTP
+├── StartError                    before or beside a server; never reaches HTTP
 │   ├── SettingsError             a setting, or a mix of settings, that cannot work
-│   └── StateError                the state folder cannot be used
+│   ├── StateError                the state folder cannot be used
+│   └── KeysError                 a key cannot be made or changed so
 ├── RequestError                  the request itself is wrong
 │   ├── InvalidJsonError          the body is not JSON
 │   ├── InvalidRequestError       a field is missing, unknown or out of range
@@ -22,14 +23,17 @@ ServerError
 │   ├── TaskNotFoundError         no task of that name
 │   └── VersionNotFoundError      the task has no such version
 ├── AccessError                   the caller may not do this
-│   ├── UnauthorizedError         no admin key, or a wrong one
-│   └── AdminOffError             this server takes no changes
+│   ├── UnauthorizedError         no key, or none that is known
+│   ├── WrongScopeError           the key is for other routes
+│   ├── TaskForbiddenError        the key is for other tasks
+│   └── ForeignPageError          a web page from elsewhere asks a server that asks for no key
 ├── ConflictError                 the state of the task forbids it
 │   ├── VersionActiveError        the active version cannot be deleted
 │   ├── NoPreviousVersionError    there is nothing to roll back to
 │   └── TaskExistsError           create-only upload to a task that exists
 ├── UnavailableError              right now it cannot be done
 │   ├── OverloadedError           too much is waiting already
+│   ├── RateLimitedError          the key was used more than it may be in a minute
 │   ├── BankFullError             adapters in use leave no room for another
 │   ├── AdapterDamagedError       the adapter's file is damaged on this server's disk
 │   ├── NotReadyError             the server is still starting
@@ -57,7 +61,7 @@ class ServerError(Exception):
 
 
 class StartError(ServerError):
-    """The server cannot start."""
+    """A server cannot start, or a command beside it cannot do its work."""
 
 
 class SettingsError(StartError):
@@ -66,6 +70,10 @@ class SettingsError(StartError):
 
 class StateError(StartError):
     """The state folder cannot be used."""
+
+
+class KeysError(StartError):
+    """A key cannot be made or changed so."""
 
 
 class RequestError(ServerError):
@@ -220,17 +228,40 @@ class AccessError(ServerError):
 
 
 class UnauthorizedError(AccessError):
-    """No admin key, or a wrong one."""
+    """No key, or none that is known."""
 
     def __init__(self) -> None:
-        super().__init__('this change needs the admin key; send "Authorization: Bearer KEY"')
+        super().__init__('this needs a live key of this server; send "Authorization: Bearer KEY"')
 
 
-class AdminOffError(AccessError):
-    """This server takes no changes, or not from there."""
+class WrongScopeError(AccessError):
+    """The key is for other routes."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"changes are off: {reason}")
+    def __init__(self, key: str, needed: list[str]) -> None:
+        super().__init__(
+            f"key {key!r} lacks the scope for this route; use one with {' or '.join(needed)}",
+            needed=needed,
+        )
+
+
+class TaskForbiddenError(AccessError):
+    """The key is for other tasks."""
+
+    def __init__(self, key: str, task: str) -> None:
+        super().__init__(
+            f"key {key!r} is not for task {task!r}; GET /v1/tasks lists those it is for", task=task
+        )
+
+
+class ForeignPageError(AccessError):
+    """A web page from elsewhere asks a server that asks for no key."""
+
+    def __init__(self, origin: str) -> None:
+        super().__init__(
+            f"the request comes from a page of {origin}, and this server asks for no key; make one "
+            "with `labelmux keys create` to allow that",
+            origin=origin,
+        )
 
 
 class ConflictError(ServerError):
@@ -279,6 +310,19 @@ class OverloadedError(UnavailableError):
     def __init__(self, what: str, retry_after_s: int) -> None:
         self.retry_after_s = retry_after_s
         super().__init__(f"{what}; try again in {retry_after_s} s", retry_after_s=retry_after_s)
+
+
+class RateLimitedError(UnavailableError):
+    """The key was used more than it may be in a minute."""
+
+    def __init__(self, unit: str, per_minute: int, retry_after_s: int) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(
+            f"this key may use {per_minute} {unit} a minute; try again in {retry_after_s} s",
+            unit=unit,
+            per_minute=per_minute,
+            retry_after_s=retry_after_s,
+        )
 
 
 class BankFullError(UnavailableError):
@@ -391,11 +435,14 @@ TABLE: Mapping[type[Exception], Answer] = {
     TaskNotFoundError: Answer(404, "task_not_found"),
     VersionNotFoundError: Answer(404, "version_not_found"),
     UnauthorizedError: Answer(401, "unauthorized"),
-    AdminOffError: Answer(403, "admin_off"),
+    WrongScopeError: Answer(403, "wrong_scope"),
+    TaskForbiddenError: Answer(403, "task_forbidden"),
+    ForeignPageError: Answer(403, "foreign_page"),
     VersionActiveError: Answer(409, "version_active"),
     NoPreviousVersionError: Answer(409, "no_previous_version"),
     TaskExistsError: Answer(412, "task_exists"),
     OverloadedError: Answer(429, "overloaded"),
+    RateLimitedError: Answer(429, "rate_limited"),
     BankFullError: Answer(503, "bank_full"),
     AdapterDamagedError: Answer(500, "adapter_damaged"),
     NotReadyError: Answer(503, "not_ready"),

@@ -76,6 +76,21 @@ class Metrics:
         self._changes = Counter(
             "labelmux_task_changes_total", "Changes to tasks.", ("action",), registry=registry
         )
+        self._key_use = {
+            unit: Counter(
+                f"labelmux_key_{unit}_total",
+                f"What each key used: {unit}.",
+                ("key",),
+                registry=registry,
+            )
+            for unit in ("requests", "tokens")
+        }
+        self._key_limited = Counter(
+            "labelmux_key_limited_total",
+            "Requests refused since the key was used too fast, by what was short.",
+            ("key", "unit"),
+            registry=registry,
+        )
         self._load_duration = Histogram(
             "labelmux_adapter_load_seconds",
             "How long an adapter took into the bank; their count is that of loads.",
@@ -134,6 +149,14 @@ class Metrics:
         self._batch_duration.observe(seconds)
         for row in batch.rows:
             self._queue_wait.observe(max(started_s - row.waiting_since_s, 0.0))
+
+    def record_use(self, key: str, unit: str, amount: int) -> None:
+        """A key was used."""
+        self._key_use[unit].labels(key).inc(amount)
+
+    def record_limited(self, key: str, unit: str) -> None:
+        """A key was used too fast."""
+        self._key_limited.labels(key, unit).inc()
 
     def record_rejected(self, code: str) -> None:
         """A request was answered with an error."""

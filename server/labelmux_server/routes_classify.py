@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from labelmux_encoder.tokenizer import TextInput
 from labelmux_server import errors
+from labelmux_server.access import guarded_router
 from labelmux_server.answers import classify_body, json_answer, server_timing
 from labelmux_server.bodies import read_json, unless_gone
+from labelmux_server.caller import Caller
 from labelmux_server.documented import body_of, documented
 from labelmux_server.engine import Classified
 from labelmux_server.registry import Registry
@@ -17,7 +19,7 @@ from labelmux_server.schemas import ClassifyAnswer, ClassifyRequest
 from labelmux_server.service import Service
 from labelmux_server.settings import Settings
 
-router = APIRouter(tags=["classify"])
+router = guarded_router("classify", "classify")
 
 PATH = "/v1/classify"
 
@@ -54,6 +56,7 @@ _TIMED: dict[int | str, dict[str, Any]] = {
         errors.TakesSingleTextsError,
         errors.TextTruncatedError,
         errors.OverloadedError,
+        errors.RateLimitedError,
         errors.InternalError,
         errors.AdapterDamagedError,
         errors.BankFullError,
@@ -68,6 +71,7 @@ async def classify(request: Request) -> Response:
     `error` in its place and the others answer.
     """
     service: Service = request.app.state.service
+    caller: Caller = request.state.caller
     service.batcher.check_room()
     wanted = await read_json(request, ClassifyRequest, service.settings.max_body_bytes)
     texts: list[Any] = wanted.pairs if wanted.texts is None else wanted.texts  # type: ignore[assignment]
@@ -75,7 +79,7 @@ async def classify(request: Request) -> Response:
     found = await unless_gone(
         request,
         service.engine.classify(
-            _names(wanted, service.registry), texts, truncation=wanted.truncation
+            _names(wanted, service.registry, caller), texts, caller, truncation=wanted.truncation
         ),
     )
     if wanted.task is not None:
@@ -94,15 +98,17 @@ def _check_sizes(texts: list[TextInput], settings: Settings) -> None:
             raise errors.TextTooLongError(index, chars, settings.max_text_chars)
 
 
-def _names(wanted: ClassifyRequest, registry: Registry) -> list[str]:
-    """The tasks asked for, once each; ``*`` becomes those that read what was sent."""
+def _names(wanted: ClassifyRequest, registry: Registry, caller: Caller) -> list[str]:
+    """The tasks asked for, once each; ``*`` becomes the caller's that read what was sent."""
     asked = [wanted.task] if wanted.task is not None else wanted.tasks or []
     names: dict[str, None] = {}
     for name in asked:
         if name == EVERY_TASK and wanted.task is None:
             reads_pairs = wanted.pairs is not None
             names.update(
-                (version.task, None) for version in registry.active() if version.pair == reads_pairs
+                (version.task, None)
+                for version in registry.active()
+                if version.pair == reads_pairs and caller.rights.covers(version.task)
             )
         else:
             names[name] = None

@@ -1,21 +1,23 @@
-"""Tasks: what serves, and, on a router of their own, the changes to it."""
+"""Tasks: what serves, and, on a router of their own, their versions and the changes to them."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import Path, Query, Request, Response
 
 from labelmux_server import errors
-from labelmux_server.access import require_admin
+from labelmux_server.access import guarded_router
 from labelmux_server.answers import active_body, json_answer, task_body, version_body
 from labelmux_server.bodies import read_json, read_upload, stated_sha256
+from labelmux_server.caller import Caller
 from labelmux_server.documented import ADAPTER_ERRORS, body_of, documented, raw_body
 from labelmux_server.registry import check_task_name
 from labelmux_server.schemas import (
     ActivateAnswer,
     ActivateRequest,
+    TaskHistory,
     TaskInfo,
     TaskList,
     UploadAnswer,
@@ -23,14 +25,8 @@ from labelmux_server.schemas import (
 )
 from labelmux_server.service import Service
 
-router = APIRouter(tags=["tasks"])
-admin_router = APIRouter(
-    tags=["changes"],
-    dependencies=[Depends(require_admin)],
-    responses=documented(
-        errors.UnauthorizedError, errors.AdminOffError, errors.InvalidRequestError
-    ),
-)
+router = guarded_router("tasks", "classify", "admin")
+admin_router = guarded_router("admin", "admin")
 
 Number = Annotated[int, Path(ge=1)]
 
@@ -48,16 +44,26 @@ def _service(request: Request) -> Service:
     return service
 
 
+def _caller(request: Request) -> Caller:
+    caller: Caller = request.state.caller
+    return caller
+
+
 @router.get("/v1/tasks", response_model=TaskList, responses=documented(errors.InvalidRequestError))
 async def list_tasks(
     request: Request, search: _Search = "", after: _After = "", limit: _Limit = None
 ) -> Response:
-    """Tasks that serve, by name: all of them, or a page of those that `search` finds."""
+    """Tasks that the key is for, by name: all, or a page of those that `search` finds."""
     registry = _service(request).registry
+    covers = _caller(request).rights.covers
 
     def body() -> dict[str, Any]:
         wanted = search.lower()
-        found = [version for version in registry.active() if wanted in version.task.lower()]
+        found = [
+            version
+            for version in registry.active()
+            if wanted in version.task.lower() and covers(version.task)
+        ]
         page = [version for version in found if version.task > after][:limit]
         return {"tasks": [task_body(version) for version in page], "total": len(found)}
 
@@ -70,7 +76,7 @@ async def get_task(request: Request, task: str) -> Response:
     return json_answer(task_body(_service(request).registry.get(task)))
 
 
-@router.get("/v1/tasks/{task}/versions", response_model=VersionList, responses=_MISSING)
+@admin_router.get("/v1/tasks/{task}/versions", response_model=VersionList, responses=_MISSING)
 async def list_versions(request: Request, task: str) -> Response:
     """A task's versions and its history."""
     service = _service(request)
@@ -87,7 +93,16 @@ async def list_versions(request: Request, task: str) -> Response:
     )
 
 
-@router.get(
+@admin_router.get("/v1/tasks/{task}/history", response_model=TaskHistory, responses=_MISSING)
+async def task_history(request: Request, task: str) -> Response:
+    """Who changed a task, how and when; it is there after the task was deleted, too."""
+    history = await asyncio.to_thread(_service(request).store.history, task)
+    if not history:
+        raise errors.TaskNotFoundError(task)
+    return json_answer({"task": task, "history": history})
+
+
+@admin_router.get(
     "/v1/tasks/{task}/adapter",
     response_class=Response,
     responses={
@@ -127,6 +142,7 @@ async def download_adapter(
             errors.InvalidRequestError,
             errors.DigestMismatchError,
             errors.OverloadedError,
+            errors.RateLimitedError,
             errors.BankFullError,
             *ADAPTER_ERRORS,
         ),
@@ -144,11 +160,14 @@ async def upload_adapter(request: Request, task: str) -> Response:
     create_only = request.headers.get("if-none-match", "").strip() == "*"
     if create_only and task in service.registry:
         raise errors.TaskExistsError(task)
+    by = _caller(request).key
     with service.upload_place():
         data = await read_upload(request, service.settings.max_upload_bytes)
         done = await service.change(
             "upload",
-            lambda changes: changes.upload(task, data, sha256=sha256, create_only=create_only),
+            lambda changes: changes.upload(
+                task, data, sha256=sha256, create_only=create_only, by=by
+            ),
         )
     location = f"/v1/tasks/{task}/adapter?version={done.version.number}"
     return json_answer(
@@ -171,8 +190,9 @@ async def activate_version(request: Request, task: str) -> Response:
     """Let another version serve from now on."""
     service = _service(request)
     wanted = await read_json(request, ActivateRequest, service.settings.max_body_bytes)
+    by = _caller(request).key
     version = await service.change(
-        "activate", lambda changes: changes.activate(task, wanted.version)
+        "activate", lambda changes: changes.activate(task, wanted.version, by)
     )
     return json_answer(active_body(version))
 
@@ -186,14 +206,16 @@ async def activate_version(request: Request, task: str) -> Response:
 )
 async def rollback_task(request: Request, task: str) -> Response:
     """Let the version that was active before serve again; repeated, go further back."""
-    version = await _service(request).change("rollback", lambda changes: changes.rollback(task))
+    by = _caller(request).key
+    version = await _service(request).change("rollback", lambda changes: changes.rollback(task, by))
     return json_answer(active_body(version))
 
 
 @admin_router.delete("/v1/tasks/{task}", status_code=204, responses=_MISSING)
 async def delete_task(request: Request, task: str) -> Response:
     """Delete a task with all its versions."""
-    await _service(request).change("delete", lambda changes: changes.delete_task(task))
+    by = _caller(request).key
+    await _service(request).change("delete", lambda changes: changes.delete_task(task, by))
     return Response(status_code=204)
 
 
@@ -204,5 +226,8 @@ async def delete_task(request: Request, task: str) -> Response:
 )
 async def delete_version(request: Request, task: str, version: Number) -> Response:
     """Delete one version that is not active."""
-    await _service(request).change("delete", lambda changes: changes.delete_version(task, version))
+    by = _caller(request).key
+    await _service(request).change(
+        "delete", lambda changes: changes.delete_version(task, version, by)
+    )
     return Response(status_code=204)

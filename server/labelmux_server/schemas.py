@@ -191,6 +191,9 @@ class HistoryEntry(_Answer):
     action: Literal["upload", "activate", "rollback", "delete"]
     version: int
     digest: str
+    by: str | None = Field(
+        description="Name of the key that asked for it; null where the server asked for none."
+    )
 
 
 class VersionList(_Answer):
@@ -213,6 +216,21 @@ class EncoderInfo(_Answer):
     max_tokens: int
 
 
+class TaskHistory(_Answer):
+    """Every change to a task, oldest first; it outlives the task."""
+
+    task: str
+    history: list[HistoryEntry]
+
+
+class KeyInfo(_Answer):
+    """A key and what it opens."""
+
+    name: str
+    scopes: list[Literal["classify", "admin", "metrics"]]
+    tasks: list[str] = Field(description="Patterns of task names.")
+
+
 class Info(_Answer):
     """What this server is."""
 
@@ -221,7 +239,8 @@ class Info(_Answer):
     encoder: EncoderInfo
     tasks: int
     limits: dict[str, Any]
-    admin: Literal["open", "key", "off"]
+    access: Literal["open", "key"] = Field(description="Whether requests need a key.")
+    key: KeyInfo | None = Field(description="The key that asks; null where none is needed.")
 
 
 class Health(_Answer):

@@ -21,7 +21,8 @@ from labelmux_encoder.weights import load_encoder
 from labelmux_server import logs
 from labelmux_server.app import create_app
 from labelmux_server.errors import SettingsError
-from labelmux_server.settings import AdminMode, Settings
+from labelmux_server.keyring import Access, check_exposure
+from labelmux_server.settings import Settings
 
 _KEEP_ALIVE_S = 30
 
@@ -33,7 +34,7 @@ class Serving:
     url: str
     encoder: str
     tasks: tuple[str, ...]
-    admin: AdminMode
+    access: Access
 
 
 Announce = Callable[[Serving], None]
@@ -47,11 +48,13 @@ def serve(settings: Settings, announce: Announce | None = None) -> None:
         announce: called once, when the server answers.
 
     Raises:
-        SettingsError: the address cannot be bound, or the settings do not fit the encoder.
+        SettingsError: the address cannot be bound or would be open to all, or the settings do not
+            fit the encoder.
         StateError: the state folder cannot be used.
         EncoderError: the encoder cannot be loaded.
     """
     logs.configure(settings.log_format, settings.log_level)
+    check_exposure(settings)
     with _bound(settings) as bound:
         app = create_app(
             settings, load_encoder(settings.encoder, device=settings.device, dtype=settings.dtype)
@@ -110,7 +113,7 @@ class _Server(uvicorn.Server):
                     url=self._url,
                     encoder=service.loaded.name,
                     tasks=tuple(version.task for version in service.registry.active()),
-                    admin=self._settings.admin,
+                    access=service.keyring.access,
                 )
             )
 

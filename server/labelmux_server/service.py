@@ -18,8 +18,10 @@ from labelmux_server.changes import Changes
 from labelmux_server.engine import Engine
 from labelmux_server.errors import OverloadedError
 from labelmux_server.feature_cache import FeatureCache
+from labelmux_server.keyring import Keyring
 from labelmux_server.library import Library
 from labelmux_server.metrics import Metrics
+from labelmux_server.rates import Rates
 from labelmux_server.registry import Registry
 from labelmux_server.replica import Replica
 from labelmux_server.residency import Residency
@@ -52,6 +54,8 @@ class Service:
         self._bank = Bank(loaded.encoder.device, loaded.encoder.dtype)
         self.registry = Registry()
         self.store = store
+        self.keyring = Keyring(settings)
+        self.rates = Rates(metrics)
         limits = FileLimits(max_bytes=settings.max_upload_bytes)
         library = Library(store, self.registry, loaded.encoder, limits)
         self.residency = Residency(
@@ -123,6 +127,7 @@ class Service:
             await self._replica.stop()
         await asyncio.to_thread(self._tokenizers.close)
         await asyncio.to_thread(self.residency.close)
+        self.keyring.close()
         self.store.close()
 
     @property

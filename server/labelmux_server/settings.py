@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,11 +19,13 @@ from labelmux_server.errors import SettingsError
 
 ENV_PREFIX = "LABELMUX_"
 
-AdminMode = Literal["open", "key", "off"]
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 LogFormat = Literal["plain", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+
+#: What a header can carry, or a digest.
+_ADMIN_KEY = re.compile(r"(?!sha256:)\S+|sha256:[0-9a-fA-F]{64}")
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
@@ -60,7 +63,7 @@ class Settings:
 
     host: str = field(
         default="127.0.0.1",
-        metadata=_about("Address to bind. Beyond loopback, changes need an admin key."),
+        metadata=_about("Address to bind. Beyond loopback, there must be a key."),
     )
     port: int = field(default=8000, metadata=_about("Port to bind; 0 takes a free one.", low=0))
     state_dir: Path = field(
@@ -88,7 +91,17 @@ class Settings:
     admin_key: str | None = field(
         default=None,
         repr=False,
-        metadata=_about("Key that uploads and other changes must carry.", secret=True),
+        metadata=_about(
+            "A key for everything, as it is or as sha256:HEX; `labelmux keys` makes others.",
+            secret=True,
+        ),
+    )
+    max_requests_per_minute: int = field(
+        default=0, metadata=_about("Most requests with one key in a minute; 0: no limit.", low=0)
+    )
+    max_tokens_per_minute: int = field(
+        default=0,
+        metadata=_about("Most tokens classified with one key in a minute; 0: no limit.", low=0),
     )
     max_batch_tokens: int = field(default=8192, metadata=_about("Most tokens in one batch.", low=1))
     max_batch_rows: int = field(default=256, metadata=_about("Most texts in one batch.", low=1))
@@ -149,8 +162,11 @@ class Settings:
             _check(item.name, getattr(self, item.name), kinds[item.name], item.metadata["low"])
         if self.port > 65_535:
             raise SettingsError(f"port is {self.port}; a port is at most 65535")
-        if self.admin_key is not None and not self.admin_key.strip():
-            raise SettingsError("admin_key is empty; set a key, or leave it out")
+        if self.admin_key is not None and not _ADMIN_KEY.fullmatch(self.admin_key):
+            raise SettingsError(
+                "admin_key is no key; set one without spaces, or sha256: and the 64 hexadecimal "
+                "digits of one's digest, or leave it out"
+            )
         self._refuse_mixes()
 
     def _refuse_mixes(self) -> None:
@@ -188,13 +204,6 @@ class Settings:
                 f"of this encoder may have {max_tokens * token_bytes}; raise it to at least that, "
                 "or set 0 to keep none"
             )
-
-    @property
-    def admin(self) -> AdminMode:
-        """Who may change things: anyone, whoever holds the key, or nobody."""
-        if self.admin_key is not None:
-            return "key"
-        return "open" if is_loopback(self.host) else "off"
 
     @classmethod
     def knobs(cls) -> Iterator[Knob]:

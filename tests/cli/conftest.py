@@ -80,6 +80,8 @@ class FakeServer:
             return 200, task.files[int(version or task.active) - 1]
         if (method, tail) == ("GET", "/versions"):
             return 200, self._versions(name)
+        if (method, tail) == ("GET", "/history"):
+            return 200, {"task": name, "history": self._history(task)}
         if (method, tail) == ("DELETE", ""):
             del self.tasks[name]
             return 204, None
@@ -143,11 +145,20 @@ class FakeServer:
                 }
                 for number, data in enumerate(task.files, start=1)
             ],
-            "history": [
-                {"at": AT, "action": action, "version": number, "digest": task.digest(number)}
-                for action, number in task.history
-            ],
+            "history": self._history(task),
         }
+
+    def _history(self, task: Task) -> list[dict[str, Any]]:
+        return [
+            {
+                "at": AT,
+                "action": action,
+                "version": number,
+                "digest": task.digest(number),
+                "by": "ci",
+            }
+            for action, number in task.history
+        ]
 
     def _classify(self, body: dict[str, Any]) -> dict[str, Any]:
         texts = body.get("texts") or [" | ".join(pair) for pair in body["pairs"]]

@@ -17,6 +17,8 @@ COMMANDS = [
     "push",
     "tasks",
     "versions",
+    "history",
+    "keys",
     "activate",
     "rollback",
     "delete",

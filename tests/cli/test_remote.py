@@ -70,8 +70,14 @@ def test_versions_activate_rollback(labelmux, server, adapter_file):
     done = labelmux("versions", "spam", url=server.url)
     assert [line.split()[:2] for line in done.out.splitlines()[2:]] == [["2", "active"]]
     assert labelmux("versions", "spam", "--json", url=server.url).json["active"] == 2
-    history = labelmux("versions", "spam", "--history", url=server.url).out
-    assert history.count("upload") == 2
+    history = labelmux("history", "spam", url=server.url).out
+    assert [line.split()[2:4] for line in history.splitlines()[1:]] == [
+        ["upload", "1"],
+        ["upload", "2"],
+    ]
+    assert history.count("ci") == 2
+    listed = labelmux("history", "spam", "--json", url=server.url).json
+    assert (listed["task"], [entry["by"] for entry in listed["history"]]) == ("spam", ["ci", "ci"])
 
     assert labelmux("rollback", "spam", url=server.url).out == "spam: back at version 1\n"
     assert labelmux("activate", "spam", 2, url=server.url).out == "spam: version 2 is active\n"

@@ -54,7 +54,15 @@ VERSIONS: dict[str, Any] = {
             "active": True,
         }
     ],
-    "history": [{"at": "2026-01-02T03:04:05Z", "action": "upload", "version": 3, "digest": DIGEST}],
+    "history": [
+        {
+            "at": "2026-01-02T03:04:05Z",
+            "action": "upload",
+            "version": 3,
+            "digest": DIGEST,
+            "by": "ci",
+        }
+    ],
 }
 INFO: dict[str, Any] = {
     "name": "labelmux",
@@ -69,7 +77,8 @@ INFO: dict[str, Any] = {
     },
     "tasks": 1,
     "limits": {"max_client_batch_size": 256},
-    "admin": "open",
+    "access": "key",
+    "key": {"name": "shop", "scopes": ["classify"], "tasks": ["shop-*"]},
 }
 
 

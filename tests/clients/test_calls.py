@@ -122,7 +122,10 @@ def test_versions_activate_rollback_delete(ask, wire):
     ref = {"task": "spam", "version": 2, "digest": wire.DIGEST}
     listed = ask(wire.server(wire.answer(200, wire.VERSIONS)), "versions", "spam")
     assert (listed.active, listed.versions[0].size_bytes) == (3, 4321)
-    assert listed.history[0].action == "upload"
+    assert (listed.history[0].action, listed.history[0].by) == ("upload", "ci")
+    server = wire.server(wire.answer(200, {"task": "spam", "history": wire.VERSIONS["history"]}))
+    assert ask(server, "history", "spam") == listed.history
+    assert server.requests[0].url.path == "/v1/tasks/spam/history"
 
     server = wire.server(wire.answer(200, ref))
     assert ask(server, "activate", "spam", 2) == VersionRef("spam", 2, wire.DIGEST)
@@ -157,7 +160,8 @@ def test_download_checks_the_bytes_against_their_etag(ask, wire):
 
 def test_info_and_ready(ask, wire):
     info = ask(wire.server(wire.answer(200, wire.INFO)), "info")
-    assert (info.encoder.hidden_size, info.admin, info.tasks) == (384, "open", 1)
+    assert (info.encoder.hidden_size, info.access, info.tasks) == (384, "key", 1)
+    assert (info.key.name, info.key.scopes, info.key.tasks) == ("shop", ("classify",), ("shop-*",))
     assert ask(wire.server(wire.answer(200, {})), "ready") is True
     assert ask(wire.server(wire.refusal(503, "not_ready")), "ready") is False
 

@@ -113,7 +113,7 @@ def test_the_same_bytes_are_the_same_version(open_world, adapter_bytes):
     assert not again.created
     assert again.version.number == 1
     assert world.active()["t"][0] == 1
-    assert [h.action for h in world.changes.history("t")] == ["upload", "upload", "activate"]
+    assert [h.action for h in world.store.history("t")] == ["upload", "upload", "activate"]
     assert world.bank.resident == 2
 
 
@@ -291,9 +291,9 @@ def test_adapters_of_another_encoder_wait_untouched_for_theirs(
     other = digest_of(foreign)
     world.store.blobs.put(other, foreign)
     with world.store._change() as session:
-        from labelmux_server.store import _Version
+        from labelmux_server.database import VersionRow
 
-        session.get_one(_Version, ("t", 1)).digest = other
+        session.get_one(VersionRow, ("t", 1)).digest = other
     world.store.put_manifest(other, read_adapter(foreign).manifest)
     with caplog.at_level(logging.ERROR):
         world = open_world()

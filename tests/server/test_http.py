@@ -125,11 +125,12 @@ def test_the_log_has_routes_and_ids_but_never_texts(serving, adapter_bytes, capl
 
 def test_info_says_what_runs(serving, tiny_encoder):
     async def scenario(client, service):
-        body = (await client.get("/v1/info")).json()
+        headers = {"authorization": "Bearer k"}
+        body = (await client.get("/v1/info", headers=headers)).json()
         Info.model_validate(body)
         assert body["encoder"]["fingerprint"] == tiny_encoder.encoder.fingerprint
         assert body["encoder"]["max_tokens"] == 64
-        assert body["admin"] == "key"
+        assert (body["access"], body["key"]["name"]) == ("key", "(admin-key)")
         assert body["limits"]["max_client_batch_size"] == 7
 
     serving(scenario, max_client_batch_size=7, admin_key="k")
@@ -227,16 +228,19 @@ def test_the_committed_contract_is_the_apps():
 
 
 def test_the_page_lists_every_route_and_loads_nothing(openapi):
-    page = docs_page(openapi, "http://127.0.0.1:8000")
+    page = docs_page(openapi, "http://127.0.0.1:8000", with_key=True)
     for path in openapi["paths"]:
         assert path in page
     assert page.count("curl") >= len(openapi["paths"])
+    operations = [each for found in openapi["paths"].values() for each in found.values()]
+    assert page.count("Bearer KEY") == sum("security" in each for each in operations)
+    assert "Bearer" not in docs_page(openapi, "http://127.0.0.1:8000", with_key=False)
     loads = re.findall(r'<script|<link|@import|url\(|src=|https?://[^"\s<]+', page)
     assert {found for found in loads if not found.startswith("http://127.0.0.1:8000")} == set()
 
 
 def test_the_page_escapes_what_it_is_given(openapi):
-    assert "<script>" not in docs_page(openapi, "http://x/<script>")
+    assert "<script>" not in docs_page(openapi, "http://x/<script>", with_key=True)
 
 
 def test_head_of_docs_is_html_and_openapi_is_served(serving):

@@ -55,15 +55,15 @@ def test_the_database_writes_ahead_and_syncs_fully(tmp_path, store):
 def test_history_tells_every_change_and_outlives_the_task(store):
     add(store, "t", b"one")
     add(store, "t", b"two")
-    store.activate("t", 1, "rollback")
-    store.delete_version("t", 2)
-    store.delete_task("t")
-    assert [(h.action, h.version) for h in store.history("t")] == [
-        ("upload", 1),
-        ("upload", 2),
-        ("rollback", 1),
-        ("delete", 2),
-        ("delete", 1),
+    store.activate("t", 1, "rollback", "ops")
+    store.delete_version("t", 2, "ci")
+    store.delete_task("t", "ops")
+    assert [(h.action, h.version, h.by) for h in store.history("t")] == [
+        ("upload", 1, None),
+        ("upload", 2, None),
+        ("rollback", 1, "ops"),
+        ("delete", 2, "ci"),
+        ("delete", 1, "ops"),
     ]
     assert store.versions("t") == []
 

@@ -6,9 +6,9 @@ from labelmux_client._client import AsyncClient, Client
 from labelmux_client._constants import VERSION
 from labelmux_client._errors import (
     AdapterRefusedError,
-    AdminOffError,
     AnswerError,
     ConflictError,
+    ForbiddenError,
     InvalidRequestError,
     LabelmuxError,
     NoPreviousVersionError,
@@ -28,6 +28,7 @@ from labelmux_client._types import (
     ClassifyResult,
     EncoderInfo,
     HistoryEntry,
+    KeyInfo,
     LabelScore,
     Prediction,
     PushResult,
@@ -44,15 +45,16 @@ __version__ = VERSION
 
 __all__ = [
     "AdapterRefusedError",
-    "AdminOffError",
     "AnswerError",
     "AsyncClient",
     "ClassifyResult",
     "Client",
     "ConflictError",
     "EncoderInfo",
+    "ForbiddenError",
     "HistoryEntry",
     "InvalidRequestError",
+    "KeyInfo",
     "LabelScore",
     "LabelmuxError",
     "NoPreviousVersionError",

@@ -21,6 +21,7 @@ from labelmux_client._types import (
     ClassifyResult,
     EncoderInfo,
     HistoryEntry,
+    KeyInfo,
     LabelScore,
     Prediction,
     PushResult,
@@ -179,6 +180,11 @@ def versions(name: str) -> Call[VersionList]:
     return _json_call("GET", _task_path(name, "/versions"), lambda _, answer: _versions(answer))
 
 
+def history(name: str) -> Call[tuple[HistoryEntry, ...]]:
+    """Every change to a task."""
+    return _json_call("GET", _task_path(name, "/history"), lambda _, answer: _history(answer))
+
+
 def activate(name: str, version: int) -> Call[VersionRef]:
     """Make a version the active one."""
     return _json_call("POST", _task_path(name, "/activate"), _version_ref, {"version": version})
@@ -322,15 +328,20 @@ def _versions(answer: Mapping[str, Any]) -> VersionList:
             )
             for item in answer["versions"]
         ),
-        history=tuple(
-            HistoryEntry(
-                at=datetime.fromisoformat(item["at"]),
-                action=item["action"],
-                version=item["version"],
-                digest=item["digest"],
-            )
-            for item in answer["history"]
-        ),
+        history=_history(answer),
+    )
+
+
+def _history(answer: Mapping[str, Any]) -> tuple[HistoryEntry, ...]:
+    return tuple(
+        HistoryEntry(
+            at=datetime.fromisoformat(item["at"]),
+            action=item["action"],
+            version=item["version"],
+            digest=item["digest"],
+            by=item["by"],
+        )
+        for item in answer["history"]
     )
 
 
@@ -359,5 +370,10 @@ def _server_info(answer: Mapping[str, Any]) -> ServerInfo:
         ),
         tasks=answer["tasks"],
         limits=dict(answer["limits"]),
-        admin=answer["admin"],
+        access=answer["access"],
+        key=None if answer["key"] is None else _key_info(answer["key"]),
     )
+
+
+def _key_info(item: Mapping[str, Any]) -> KeyInfo:
+    return KeyInfo(item["name"], tuple(item["scopes"]), tuple(item["tasks"]))

@@ -26,6 +26,7 @@ from labelmux_client._errors import NotReadyError, TransportError
 from labelmux_client._retry import pause_after_answer, pause_after_loss
 from labelmux_client._types import (
     ClassifyResult,
+    HistoryEntry,
     PushResult,
     ServerInfo,
     TaskInfo,
@@ -87,7 +88,7 @@ class Client:
 
     Args:
         base_url: scheme, host and port, and a path where a proxy adds one.
-        key: the admin key, for servers that ask for one.
+        key: for servers that ask for one.
         timeout_s: longest wait for one attempt to connect, and between two pieces of the answer.
         max_retries: attempts after the first, on 429, on 503, and where no answer came. Rollback is
             never sent twice; delete and a create-only push only where the server refused.
@@ -196,6 +197,10 @@ class Client:
         """All versions of a task, and its history."""
         return self._send(_calls.versions(name))
 
+    def history(self, name: str) -> tuple[HistoryEntry, ...]:
+        """Who changed a task, how and when, oldest first; also of a task that was deleted."""
+        return self._send(_calls.history(name))
+
     def activate(self, name: str, version: int) -> VersionRef:
         """Make a version of a task the active one."""
         return self._send(_calls.activate(name, version))
@@ -213,7 +218,7 @@ class Client:
         return self._send(_calls.download(name, version))
 
     def info(self) -> ServerInfo:
-        """What the server is: its encoder, its limits, who may change tasks."""
+        """What the server is: its encoder, its limits, what the key opens."""
         return self._send(_calls.info())
 
     def ready(self) -> bool:
@@ -318,6 +323,10 @@ class AsyncClient:
     async def versions(self, name: str) -> VersionList:
         """As ``Client.versions``."""
         return await self._send(_calls.versions(name))
+
+    async def history(self, name: str) -> tuple[HistoryEntry, ...]:
+        """As ``Client.history``."""
+        return await self._send(_calls.history(name))
 
     async def activate(self, name: str, version: int) -> VersionRef:
         """As ``Client.activate``."""

@@ -5,8 +5,8 @@ LabelmuxError
 ├── AnswerError                   an answer came that no labelmux server gives
 └── StatusError                   the server said no; status, code, message, request_id
     ├── InvalidRequestError       the request is wrong; sending it again cannot help
-    ├── UnauthorizedError         this change needs the admin key
-    ├── AdminOffError             this server takes no changes
+    ├── UnauthorizedError         no key was sent, or none that the server knows
+    ├── ForbiddenError            the key is for something else
     ├── NotFoundError             the thing named is not there
     │   ├── TaskNotFoundError     no task of that name
     │   └── VersionNotFoundError  the task has no such version
@@ -15,7 +15,7 @@ LabelmuxError
     │   ├── VersionActiveError    the active version cannot be deleted
     │   └── NoPreviousVersionError  there is nothing to roll back to
     ├── AdapterRefusedError       the file is no adapter for this server; code says why
-    ├── OverloadedError           too much is waiting there already
+    ├── OverloadedError           too much is waiting there, or the key was used too fast
     ├── NotReadyError             the server is starting, or shutting down
     └── ServerFailureError        the server failed or took too long
 
@@ -30,9 +30,9 @@ from typing import Any
 
 __all__ = [
     "AdapterRefusedError",
-    "AdminOffError",
     "AnswerError",
     "ConflictError",
+    "ForbiddenError",
     "InvalidRequestError",
     "LabelmuxError",
     "NoPreviousVersionError",
@@ -92,11 +92,11 @@ class InvalidRequestError(StatusError):
 
 
 class UnauthorizedError(StatusError):
-    """This change needs the admin key, or the key is wrong."""
+    """No key was sent, or none that the server knows."""
 
 
-class AdminOffError(StatusError):
-    """This server takes no changes."""
+class ForbiddenError(StatusError):
+    """The key is for other routes or other tasks; the message says which."""
 
 
 class NotFoundError(StatusError):
@@ -132,7 +132,7 @@ class AdapterRefusedError(StatusError):
 
 
 class OverloadedError(StatusError):
-    """Too much is waiting there already."""
+    """Too much is waiting there already, or the key was used too fast; ``code`` says which."""
 
 
 class NotReadyError(StatusError):
@@ -156,7 +156,9 @@ CODES: Mapping[str, type[StatusError]] = {
     "task_takes_single_texts": InvalidRequestError,
     "method_not_allowed": InvalidRequestError,
     "unauthorized": UnauthorizedError,
-    "admin_off": AdminOffError,
+    "wrong_scope": ForbiddenError,
+    "task_forbidden": ForbiddenError,
+    "foreign_page": ForbiddenError,
     "not_found": NotFoundError,
     "task_not_found": TaskNotFoundError,
     "version_not_found": VersionNotFoundError,
@@ -183,6 +185,7 @@ CODES: Mapping[str, type[StatusError]] = {
     "size_misfit": AdapterRefusedError,
     "digest_mismatch": AdapterRefusedError,
     "overloaded": OverloadedError,
+    "rate_limited": OverloadedError,
     "not_ready": NotReadyError,
     "draining": NotReadyError,
     "adapter_damaged": ServerFailureError,
@@ -194,7 +197,7 @@ CODES: Mapping[str, type[StatusError]] = {
 #: For codes that are not above: of a newer server, or of a proxy in between.
 STATUSES: Mapping[int, type[StatusError]] = {
     401: UnauthorizedError,
-    403: UnauthorizedError,
+    403: ForbiddenError,
     404: NotFoundError,
     409: ConflictError,
     412: ConflictError,

@@ -214,6 +214,8 @@ class HistoryEntry:
     action: str
     version: int
     digest: str
+    #: The name of the key that asked for it; None where the server asked for none.
+    by: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +242,17 @@ class EncoderInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyInfo:
+    """A key and what it opens."""
+
+    name: str
+    #: Of ``classify``, ``admin`` and ``metrics``.
+    scopes: tuple[str, ...]
+    #: Patterns of task names.
+    tasks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ServerInfo:
     """What a server is and what it takes."""
 
@@ -250,5 +263,7 @@ class ServerInfo:
     tasks: int
     #: By the name of the setting.
     limits: Mapping[str, Any]
-    #: Who may push and change tasks: ``open``, ``key`` or ``off``.
-    admin: str
+    #: Whether requests need a key: ``open`` or ``key``.
+    access: str
+    #: The key that asked; None where none is needed.
+    key: KeyInfo | None

@@ -1,0 +1,158 @@
+"""The SQLite file of a state folder: its tables, and how it is opened.
+
+The server holds the folder's lock while it runs; ``labelmux keys`` opens the same file beside it,
+which SQLite's write-ahead log allows.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, ForeignKey, create_engine, event, inspect, select
+from sqlalchemy.exc import DatabaseError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.schema import CreateColumn
+
+from labelmux_server.errors import StateError
+
+SCHEMA = "1"
+_NAME = "labelmux.sqlite"
+
+
+class _Base(DeclarativeBase):
+    pass
+
+
+class FactRow(_Base):
+    __tablename__ = "facts"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str]
+
+
+class TaskRow(_Base):
+    __tablename__ = "tasks"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    active: Mapped[int]
+
+
+class VersionRow(_Base):
+    __tablename__ = "versions"
+    task: Mapped[str] = mapped_column(ForeignKey("tasks.name"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    digest: Mapped[str]
+    size_bytes: Mapped[int]
+    created_at: Mapped[str]
+
+
+class ManifestRow(_Base):
+    __tablename__ = "manifests"
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    encoder_fingerprint: Mapped[str]
+    pair: Mapped[bool]
+    text: Mapped[str]
+
+
+class HistoryRow(_Base):
+    __tablename__ = "history"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    task: Mapped[str] = mapped_column(index=True)
+    at: Mapped[str]
+    action: Mapped[str]
+    version: Mapped[int]
+    digest: Mapped[str]
+    #: The name of the key that asked for it.
+    by: Mapped[str | None]
+
+
+class KeyRow(_Base):
+    __tablename__ = "keys"
+    #: Stands in the key itself, to find it by.
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(index=True)
+    #: SHA-256 of the whole key, in hexadecimal.
+    digest: Mapped[str]
+    #: Separated by spaces, as are the patterns of tasks.
+    scopes: Mapped[str]
+    tasks: Mapped[str]
+    requests_per_minute: Mapped[int | None]
+    tokens_per_minute: Mapped[int | None]
+    created_at: Mapped[str]
+    #: From then on it opens nothing.
+    ends_at: Mapped[str | None]
+
+
+def database_path(state_dir: Path) -> Path:
+    """Where a state folder has its database."""
+    return state_dir / _NAME
+
+
+def open_database(state_dir: Path) -> Engine:
+    """The database of a folder that is there, made if need be, with every table and column.
+
+    Raises:
+        StateError: it cannot be read, or is of another format.
+    """
+    engine = _engine(database_path(state_dir))
+    try:
+        _create(engine, state_dir)
+    except DatabaseError as error:
+        engine.dispose()
+        raise StateError(
+            f"the database in {str(state_dir)!r} cannot be read ({error.orig}); restore it "
+            "from a backup, or start with another state folder"
+        ) from error
+    except StateError:
+        engine.dispose()
+        raise
+    return engine
+
+
+def now() -> str:
+    """The time as the tables have it."""
+    return datetime.now(UTC).isoformat()
+
+
+def when(text: str) -> datetime:
+    """The time that a table has."""
+    return datetime.fromisoformat(text)
+
+
+def _create(engine: Engine, state_dir: Path) -> None:
+    _Base.metadata.create_all(engine)
+    _add_columns(engine)
+    with Session(engine) as session, session.begin():
+        found = session.scalar(select(FactRow.value).where(FactRow.name == "schema"))
+        if found is None:
+            session.add(FactRow(name="schema", value=SCHEMA))
+        elif found != SCHEMA:
+            raise StateError(
+                f"state folder {str(state_dir)!r} has format {found}, this release reads {SCHEMA}; "
+                "use the release that wrote it"
+            )
+
+
+def _add_columns(engine: Engine) -> None:
+    """Columns that a release added since the folder was made; each may be empty."""
+    for table in _Base.metadata.sorted_tables:
+        present = {column["name"] for column in inspect(engine).get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in present:
+                words = CreateColumn(column).compile(dialect=engine.dialect)
+                with engine.begin() as connection:
+                    connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {words}")
+
+
+def _engine(path: Path) -> Engine:
+    engine = create_engine(f"sqlite:///{path}")
+
+    @event.listens_for(engine, "connect")
+    def _pragmas(connection: Any, _record: object) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    return engine
