@@ -18,7 +18,9 @@ from torch import Tensor
 from labelmux_encoder import kernels
 from labelmux_encoder.batch import PackedRows
 from labelmux_encoder.config import EncoderConfig
+from labelmux_encoder.edits import Edit, Placed
 from labelmux_encoder.errors import InputTooLongError
+from labelmux_encoder.kernel_edits import KernelEdits, lay_out
 from labelmux_encoder.model import Affine, EncoderTensors, LayerTensors, embed
 
 #: Most tokens that pass through the layers together, unless one row has more: their intermediate
@@ -99,8 +101,16 @@ class CpuPass:
         for layer in tensors.layers:
             self._constants += self._layer_constants(layer)
 
-    def __call__(self, rows: PackedRows) -> Tensor:
+    def lay_out(self, edit: Edit) -> Edit:
+        """The edit in the form that this pass reads."""
+        return lay_out(self._config, edit, self._dtype)
+
+    def __call__(self, rows: PackedRows, edits: Sequence[Placed] = ()) -> Tensor:
         """Hidden states of every layer, the embedding output first. [L+1, N, H]
+
+        Args:
+            rows: the batch.
+            edits: stacks of what ``lay_out`` gave.
 
         Raises:
             InputTooLongError: a row is longer than the encoder's limit.
@@ -123,6 +133,7 @@ class CpuPass:
             self._centre,
             config.layer_norm_eps,
             *_FUSED_ACTIVATIONS[config.hidden_act],
+            *KernelEdits.of(edits, rows),
             states,
         )
         return states

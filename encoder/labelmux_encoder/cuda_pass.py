@@ -19,7 +19,9 @@ from torch.nn import functional
 from labelmux_encoder.attention import LengthGroup
 from labelmux_encoder.batch import PackedRows
 from labelmux_encoder.config import EncoderConfig
-from labelmux_encoder.model import EncoderTensors, embed, run_layers, run_pass
+from labelmux_encoder.edits import Placed
+from labelmux_encoder.model import EncoderTensors, embed, run_layers
+from labelmux_encoder.plain_pass import PlainPass
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 TOKEN_BUCKETS = (16, 32, 64, 96, 128, 192, 256, 384, 512)
@@ -86,23 +88,24 @@ def padded_states(
     return torch.stack(run_layers(config, tensors, embedded, [group], (tokens,) * rows))
 
 
-class CudaPass:
+class CudaPass(PlainPass):
     """The pass with constants on a GPU."""
 
     def __init__(self, config: EncoderConfig, tensors: EncoderTensors) -> None:
-        self._config = config
-        self._tensors = tensors
+        super().__init__(config, tensors)
         self._graphs: dict[Bucket, _Graph] = {}
 
-    def __call__(self, rows: PackedRows) -> Tensor:
+    def __call__(self, rows: PackedRows, edits: Sequence[Placed] = ()) -> Tensor:
         """Hidden states of every layer, the embedding output first. [L+1, N, H]
+
+        No graph has edits: a batch with any is eager.
 
         Raises:
             InputTooLongError: a row is longer than the encoder's limit.
         """
-        bucket = bucket_for(rows.lengths)
+        bucket = None if edits else bucket_for(rows.lengths)
         if bucket is None or bucket not in self._graphs:
-            return torch.stack(run_pass(self._config, self._tensors, rows))
+            return super().__call__(rows, edits)
         return self._replay(self._graphs[bucket], bucket, rows)
 
     def warm_up(self, buckets: Sequence[Bucket]) -> None:

@@ -1,6 +1,6 @@
 """An encoder ready to serve: constants derived, the fastest pass that this machine can trust.
 
-On a CPU that is ``CpuPass``, or ``run_pass`` without its kernels; on a GPU ``CudaPass``. Neither a
+On a CPU that is ``CpuPass``, or ``PlainPass`` without its kernels; on a GPU ``CudaPass``. Neither a
 pass nor a dtype is taken on faith: it must first give, on trial rows, the features of ``run_pass``.
 """
 
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -19,11 +19,12 @@ from labelmux_encoder.batch import PackedRows
 from labelmux_encoder.config import EncoderConfig
 from labelmux_encoder.cpu_pass import CHUNK_TOKENS, CpuPass, rounded, supports
 from labelmux_encoder.cuda_pass import CudaPass, all_buckets
-from labelmux_encoder.model import EncoderTensors, State, cast, derive, run_pass
+from labelmux_encoder.edits import Edit, Placed
+from labelmux_encoder.model import EncoderTensors, State, cast, derive
+from labelmux_encoder.plain_pass import PlainPass
 
 #: ``auto`` is bfloat16 where this machine multiplies it faster, fp32 elsewhere.
 Dtype = Literal["auto", "float32", "bfloat16"]
-Pass = Callable[[PackedRows], Tensor]
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +35,16 @@ BFLOAT16_COSINE = 0.99
 _TRIAL_LENGTHS = (3, 17, 40, 130)
 #: bfloat16 must be this much faster to be worth its rounding.
 _WORTHWHILE = 1.2
+
+
+class Pass(Protocol):
+    """A way through the layers."""
+
+    def lay_out(self, edit: Edit) -> Edit:
+        """The edit in the form that this pass reads."""
+
+    def __call__(self, rows: PackedRows, edits: Sequence[Placed] = ()) -> Tensor:
+        """Hidden states of every layer, the embedding output first. [L+1, N, H]"""
 
 
 class FrozenEncoder:
@@ -59,18 +70,23 @@ class FrozenEncoder:
             resident = {name: tensor.to(self.device) for name, tensor in state.items()}
             self._pass, self.dtype = _choose(config, derive(config, resident), self.device, dtype)
 
+    def lay_out(self, edit: Edit) -> Edit:
+        """The edit in the form that this encoder's pass reads, on its device."""
+        return self._pass.lay_out(edit)
+
     @torch.inference_mode()
-    def __call__(self, rows: PackedRows) -> Tensor:
+    def __call__(self, rows: PackedRows, edits: Sequence[Placed] = ()) -> Tensor:
         """Features of a batch, every layer's, on the encoder's device. [L+1, N, H]
 
-        The rows may be on any device.
+        Args:
+            rows: on any device.
+            edits: stacks of what ``lay_out`` gave; rows that carry none are as without them.
 
         Raises:
             InputTooLongError: a row is longer than the encoder's limit.
         """
-        return self._pass(
-            PackedRows(rows.token_ids.to(self.device), rows.type_ids.to(self.device), rows.lengths)
-        )
+        token_ids, type_ids = rows.token_ids.to(self.device), rows.type_ids.to(self.device)
+        return self._pass(rows._replace(token_ids=token_ids, type_ids=type_ids), edits)
 
     def warm_up(self, budget_s: float) -> int:
         """Run the sizes that serving will meet, small ones first; how many there was time for.
@@ -105,10 +121,10 @@ def _choose(
     config: EncoderConfig, tensors: EncoderTensors, device: torch.device, wanted: Dtype
 ) -> tuple[Pass, torch.dtype]:
     trial = _trial_rows(config, device)
-    plain = _plain_pass(config, tensors)
+    plain = PlainPass(config, tensors)
     expected = plain(trial)
     fused = _fused_pass(config, tensors, device, trial, expected)
-    fast = fused or plain
+    fast: Pass = fused or plain
     if wanted == "float32" or (wanted == "auto" and not _bfloat16_is_faster(config, device)):
         return fast, torch.float32
     short: Pass
@@ -117,7 +133,7 @@ def _choose(
     elif fused is not None and kernels.has_bfloat16():
         short = CpuPass(config, tensors, torch.bfloat16)
     else:
-        short = _plain_pass(config, cast(tensors, torch.bfloat16))
+        short = PlainPass(config, cast(tensors, torch.bfloat16))
     cosine = _least_cosine(short(trial)[-1], expected[-1])
     if wanted == "bfloat16" or cosine >= BFLOAT16_COSINE:
         return short, torch.bfloat16
@@ -126,10 +142,6 @@ def _choose(
         *(cosine, BFLOAT16_COSINE),
     )
     return fast, torch.float32
-
-
-def _plain_pass(config: EncoderConfig, tensors: EncoderTensors) -> Pass:
-    return lambda rows: torch.stack(run_pass(config, tensors, rows))
 
 
 def _fused_pass(

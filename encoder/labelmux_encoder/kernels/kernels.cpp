@@ -1,12 +1,14 @@
 // The layers of the frozen pass on a CPU, as one torch operator over packed rows.
 //
-// Attention is ours: no padding, both position terms inside, nothing of size [T, T] kept. So is
-// LayerNorm(x + residual). The other products are oneDNN's. All read float or bfloat16, compute sums
+// Attention is ours: no padding, both position terms inside, nothing of size [T, T] kept. So are
+// LayerNorm(x + residual) and the edits of adapters. The other products are oneDNN's. All read float or bfloat16, compute sums
 // and softmax in float, and have no gradient.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/relu.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/InferenceMode.h>
@@ -18,10 +20,13 @@
 #include <limits>
 #include <memory>
 #include <optional>
+#include <tuple>
 #include <utility>
 #include <vector>
 
+#include "edits.h"
 #include "lanes.h"
+#include "norm.h"
 #include "parallel.h"
 #include "products.h"
 
@@ -32,8 +37,11 @@ using labelmux::Floats;
 using labelmux::kInterleave;
 using labelmux::kLanes;
 using labelmux::multiply;
+using labelmux::Norm;
 using labelmux::release;
 using labelmux::round_up;
+using labelmux::RowPrefix;
+using labelmux::Site;
 constexpr int64_t kStep = 16;    // block sizes are multiples: the tile of a matrix product
 constexpr int64_t kBlock = 128;  // most queries, and keys, of one block
 constexpr int64_t kGroupTokens = 256;
@@ -46,35 +54,48 @@ int64_t block_for(int64_t length) { return std::min(round_up(length, kStep), kBl
 // then one, and the products of a kind follow each other. A row longer than a block is alone.
 struct Group {
   int64_t rows() const { return static_cast<int64_t>(starts.size()); }
+  int64_t columns() const { return keys + round_up(prefix, kStep); }
 
   int64_t block;
-  int64_t keys;  // of one row, rounded up
+  int64_t keys;    // of one row, rounded up
+  int64_t prefix;  // keys before each row's own
+  std::vector<int64_t> members;
   std::vector<int64_t> starts;
   std::vector<int64_t> lengths;
 };
 
-// Group sizes are powers of two, so that few sizes of products are ever compiled.
-std::vector<Group> group_rows(c10::ArrayRef<int64_t> lengths) {
-  std::vector<std::pair<int64_t, int64_t>> rows;  // (length, start)
+// Group sizes are powers of two, so that few sizes of products are ever compiled. `prefixes` holds
+// how many keys come before each row's own; empty: none.
+std::vector<Group> group_rows(c10::ArrayRef<int64_t> lengths, c10::ArrayRef<int64_t> prefixes) {
+  struct Row {
+    int64_t prefix, length, start, index;
+    bool operator<(const Row& other) const {
+      return std::tie(prefix, length, start) < std::tie(other.prefix, other.length, other.start);
+    }
+  };
+  std::vector<Row> rows;
   int64_t start = 0;
-  for (const int64_t length : lengths) {
-    rows.emplace_back(length, start);
-    start += length;
+  for (size_t index = 0; index < lengths.size(); ++index) {
+    const int64_t prefix = prefixes.empty() ? 0 : prefixes[index];
+    rows.push_back({prefix, lengths[index], start, static_cast<int64_t>(index)});
+    start += lengths[index];
   }
   std::sort(rows.begin(), rows.end());
   std::vector<Group> groups;
   for (size_t first = 0; first < rows.size();) {
-    const int64_t block = block_for(rows[first].first);
+    const int64_t block = block_for(rows[first].length), prefix = rows[first].prefix;
     size_t end = first;
-    while (end < rows.size() && rows[end].first <= kBlock && block_for(rows[end].first) == block) {
+    while (end < rows.size() && rows[end].length <= kBlock &&
+           block_for(rows[end].length) == block && rows[end].prefix == prefix) {
       ++end;
     }
     int64_t size = 1;
     while (2 * size * block <= kGroupTokens && first + 2 * size <= end) size *= 2;
-    Group group{block, round_up(rows[first].first, block), {}, {}};
+    Group group{block, round_up(rows[first].length, block), prefix, {}, {}, {}};
     for (int64_t row = 0; row < size; ++row) {
-      group.starts.push_back(rows[first + row].second);
-      group.lengths.push_back(rows[first + row].first);
+      group.members.push_back(rows[first + row].index);
+      group.starts.push_back(rows[first + row].start);
+      group.lengths.push_back(rows[first + row].length);
     }
     first += size;
     groups.push_back(std::move(group));
@@ -92,8 +113,8 @@ struct Scratch {
       const int64_t wanted[] = {keys * head_size,
                                 keys * head_size,
                                 queries * head_size,
-                                queries * group.keys,
-                                queries * group.keys,
+                                queries * group.columns(),
+                                queries * group.columns(),
                                 queries * (group.keys + group.block),
                                 2 * group.block * keys,
                                 queries * head_size};
@@ -122,8 +143,8 @@ struct Scratch {
   T* keys_;         // [D, rows * keys], interleaved
   T* values_;       // [rows, keys, D], interleaved
   T* query_;        // [rows, block, D]
-  T* weights_;      // [rows, block, keys], exp(logit - max)
-  float* content_;  // [rows, block, keys]
+  T* weights_;      // [rows, block, columns], exp(logit - max)
+  float* content_;  // [rows, block, columns]
   float* c2p_;      // [rows, block, keys + block]
   float* p2c_;      // per block of keys: [2 * block, rows * block]
   float* context_;  // [rows, block, D]
@@ -146,11 +167,12 @@ template <typename T>
 class Head {
  public:
   // `qkv` and `out` point at this head's part of the batch's first token.
+  // `prefixes` holds those of all rows of the batch, if any has one.
   Head(const T* qkv, T* out, int64_t hidden, int64_t head_size, const Group& group,
-       Scratch<T>& scratch)
+       const std::vector<RowPrefix<T>>& prefixes, Scratch<T>& scratch)
       : qkv_(qkv), out_(out), hidden_(hidden), stride_(3 * hidden), size_(head_size),
-        group_(group), rows_(group.rows()), block_(group.block), keys_(group.keys),
-        scratch_(scratch), sums_(rows_ * block_) {}
+        group_(group), prefixes_(prefixes), rows_(group.rows()), block_(group.block),
+        keys_(group.keys), columns_(group.columns()), scratch_(scratch), sums_(rows_ * block_) {}
 
   void run(const Tables<T>& tables, int64_t head) {
     for (int64_t row = 0; row < rows_; ++row) {
@@ -161,16 +183,14 @@ class Head {
       for (int64_t row = 0; row < rows_; ++row) take_queries(row, first);
       score(tables, head, first);
       for (int64_t row = 0; row < rows_; ++row) weigh(tables, row, first);
-      for (int64_t row = 0; row < rows_; ++row) {
-        multiply<T>(block_, size_, keys_, scratch_.weights_ + row * block_ * keys_, keys_,
-                    scratch_.values_ + row * keys_ * size_, size_,
-                    scratch_.context_ + row * block_ * size_, size_);
-      }
+      for (int64_t row = 0; row < rows_; ++row) sum_values(row, head);
       for (int64_t row = 0; row < rows_; ++row) write(row, first);
     }
   }
 
  private:
+  const RowPrefix<T>& prefix_of(int64_t row) const { return prefixes_[group_.members[row]]; }
+
   int64_t real_queries(int64_t row, int64_t first) const {
     return std::min(block_, group_.lengths[row] - first);
   }
@@ -223,7 +243,11 @@ class Head {
     for (int64_t row = 0; row < rows_; ++row) {
       multiply<T>(block_, keys_, size_, scratch_.query_ + row * block_ * size_, size_,
                   scratch_.keys_ + row * keys_ * kInterleave<T>, rows_ * keys_,
-                  scratch_.content_ + row * block_ * keys_, keys_);
+                  scratch_.content_ + row * block_ * columns_, columns_);
+      if (group_.prefix == 0) continue;
+      multiply<T>(block_, group_.prefix, size_, scratch_.query_ + row * block_ * size_, size_,
+                  prefix_of(row).keys + head * size_ * group_.prefix, group_.prefix,
+                  scratch_.content_ + row * block_ * columns_ + keys_, columns_);
     }
     if (tables.key != nullptr) {
       const int64_t column = tables.centre - first - (block_ - 1);
@@ -247,9 +271,9 @@ class Head {
     const int64_t real = real_queries(row, first), length = group_.lengths[row];
     const auto lanes =
         at::vec::Vectorized<int32_t>::arange(0, 1 - static_cast<int32_t>(rows_ * block_));
-    T* weights = scratch_.weights_ + row * block_ * keys_;
+    T* weights = scratch_.weights_ + row * block_ * columns_;
     for (int64_t query = 0; query < real; ++query) {
-      float* logits = scratch_.content_ + (row * block_ + query) * keys_;
+      float* logits = scratch_.content_ + (row * block_ + query) * columns_;
       const float* c2p = scratch_.c2p_ + (row * block_ + query) * (keys_ + block_) +
                          (block_ - 1 - query);
       Floats highest(-std::numeric_limits<float>::infinity());
@@ -261,10 +285,34 @@ class Head {
         value.store(logits + key);
         highest = labelmux::higher(highest, value);
       }
+      if (group_.prefix) highest = weigh_prefix(prefix_of(row).gate, logits + keys_, highest);
+      const float gate = group_.prefix ? prefix_of(row).gate : 1.0f;
       sums_[row * block_ + query] =
-          exponentiate(logits, labelmux::highest_of(highest), weights + query * keys_);
+          exponentiate(logits, labelmux::highest_of(highest), gate, weights + query * columns_);
     }
-    std::fill(weights + std::max<int64_t>(0, real) * keys_, weights + block_ * keys_, T(0));
+    std::fill(weights + std::max<int64_t>(0, real) * columns_, weights + block_ * columns_, T(0));
+  }
+
+  // A prefix has content alone; its gate scales its keys.
+  Floats weigh_prefix(float gate, float* logits, Floats highest) const {
+    for (int64_t key = 0; key < columns_ - keys_; key += kLanes) {
+      const Floats value = Floats::loadu(logits + key) * Floats(gate);
+      const Floats masked = key + kLanes > group_.prefix ? mask_from(value, group_.prefix - key) : value;
+      masked.store(logits + key);
+      highest = labelmux::higher(highest, masked);
+    }
+    return highest;
+  }
+
+  void sum_values(int64_t row, int64_t head) {
+    const T* weights = scratch_.weights_ + row * block_ * columns_;
+    float* context = scratch_.context_ + row * block_ * size_;
+    multiply<T>(block_, size_, keys_, weights, columns_, scratch_.values_ + row * keys_ * size_,
+                size_, context, size_);
+    if (group_.prefix == 0) return;
+    const int64_t count = columns_ - keys_;
+    multiply<T>(block_, size_, count, weights + keys_, columns_,
+                prefix_of(row).values + head * count * size_, size_, context, size_, /*add=*/true);
   }
 
   Floats gather_p2c(int64_t row, int64_t query, int64_t key,
@@ -280,15 +328,16 @@ class Head {
     return count <= 0 ? nothing : Floats::set(nothing, value, count);
   }
 
-  float exponentiate(const float* logits, float top, T* weights) {
+  // `gate` scales what the prefix adds, not its share of the softmax.
+  float exponentiate(const float* logits, float top, float gate, T* weights) {
     constexpr float kLog2E = 1.4426950408889634f;
     const Floats shift(-top * kLog2E);
     Floats sum(0.0f);
-    for (int64_t key = 0; key < keys_; key += kLanes) {
+    for (int64_t key = 0; key < columns_; key += kLanes) {
       const Floats power = at::vec::fmadd(Floats::loadu(logits + key), Floats(kLog2E), shift);
       const Floats weight = labelmux::exp2<T>(power);
       sum = sum + weight;
-      labelmux::store(weight, weights + key);
+      labelmux::store(key < keys_ ? weight : weight * Floats(gate), weights + key);
     }
     return labelmux::sum_of(sum);
   }
@@ -313,9 +362,11 @@ class Head {
   const int64_t stride_;
   const int64_t size_;
   const Group& group_;
+  const std::vector<RowPrefix<T>>& prefixes_;
   const int64_t rows_;
   const int64_t block_;
   const int64_t keys_;
+  const int64_t columns_;
   Scratch<T>& scratch_;
   std::vector<float> sums_;
 };
@@ -338,10 +389,13 @@ std::vector<int64_t> share(const std::vector<Group>& groups, int64_t heads, int6
 }
 
 template <typename T>
-void attend(const at::Tensor& qkv, c10::ArrayRef<int64_t> lengths, const Tables<T>& tables,
-            int64_t heads, at::Tensor& out) {
+void attend(const at::Tensor& qkv, c10::ArrayRef<int64_t> lengths,
+            const std::vector<RowPrefix<T>>& prefixes, const Tables<T>& tables, int64_t heads,
+            at::Tensor& out) {
   const int64_t hidden = out.size(1), head_size = hidden / heads;
-  const auto groups = group_rows(lengths);
+  std::vector<int64_t> counts;
+  for (const RowPrefix<T>& prefix : prefixes) counts.push_back(prefix.count);
+  const auto groups = group_rows(lengths, counts);
   const T* from = qkv.const_data_ptr<T>();
   T* to = out.mutable_data_ptr<T>();
   const int64_t parts = std::min<int64_t>(at::get_num_threads(), groups.size() * heads);
@@ -351,7 +405,7 @@ void attend(const at::Tensor& qkv, c10::ArrayRef<int64_t> lengths, const Tables<
     for (int64_t index = bounds[begin]; index < bounds[end]; ++index) {
       const int64_t head = index % heads;
       Head<T>(from + head * head_size, to + head * head_size, hidden, head_size,
-              groups[index / heads], scratch)
+              groups[index / heads], prefixes, scratch)
           .run(tables, head);
     }
     release(kInterleave<T> == 2);
@@ -359,93 +413,19 @@ void attend(const at::Tensor& qkv, c10::ArrayRef<int64_t> lengths, const Tables<
 }
 
 template <typename T>
-Tables<T> tables_of(const std::optional<at::Tensor>& key, const std::optional<at::Tensor>& query,
-                    int64_t centre) {
-  Tables<T> tables{nullptr, nullptr, 0, centre};
-  if (key.has_value()) {
-    tables.key = key->const_data_ptr<T>();
-    tables.width = key->size(2);
-  }
-  if (query.has_value()) {
-    tables.query = query->const_data_ptr<T>();
-    tables.width = query->size(1);
-  }
-  return tables;
-}
-
-// qkv [N, 3H] contiguous, query part scaled; out [N, H] contiguous; tables as in kernels.py.
-void attention(const at::Tensor& qkv, c10::ArrayRef<int64_t> lengths,
-               const std::optional<at::Tensor>& key, const std::optional<at::Tensor>& query,
-               int64_t centre, int64_t heads, at::Tensor& out) {
-  if (qkv.scalar_type() == at::kBFloat16) {
-    attend<BFloat16>(qkv, lengths, tables_of<BFloat16>(key, query, centre), heads, out);
-  } else {
-    attend<float>(qkv, lengths, tables_of<float>(key, query, centre), heads, out);
-  }
-}
-
-template <typename T>
-void add_norm_row(const T* x, const T* residual, const float* weight, const float* bias,
-                  float epsilon, int64_t hidden, float* buffer, T* out) {
-  Floats sum(0.0f);
-  float tail = 0.0f;
-  const int64_t whole = hidden / kLanes * kLanes;
-  for (int64_t h = 0; h < whole; h += kLanes) {
-    const Floats value = labelmux::load(x + h) + labelmux::load(residual + h);
-    value.store(buffer + h);
-    sum = sum + value;
-  }
-  for (int64_t h = whole; h < hidden; ++h) {
-    buffer[h] = static_cast<float>(x[h]) + static_cast<float>(residual[h]);
-    tail += buffer[h];
-  }
-  const float mean = (labelmux::sum_of(sum) + tail) / hidden;
-  Floats squares(0.0f);
-  tail = 0.0f;
-  for (int64_t h = 0; h < whole; h += kLanes) {
-    const Floats centred = Floats::loadu(buffer + h) - Floats(mean);
-    squares = at::vec::fmadd(centred, centred, squares);
-  }
-  for (int64_t h = whole; h < hidden; ++h) tail += (buffer[h] - mean) * (buffer[h] - mean);
-  const float variance = (labelmux::sum_of(squares) + tail) / hidden;
-  const float scale = 1.0f / std::sqrt(variance + epsilon);
-  for (int64_t h = 0; h < whole; h += kLanes) {
-    const Floats normal = (Floats::loadu(buffer + h) - Floats(mean)) * Floats(scale);
-    const Floats value = at::vec::fmadd(normal, Floats::loadu(weight + h), Floats::loadu(bias + h));
-    labelmux::store(value, out + h);
-  }
-  for (int64_t h = whole; h < hidden; ++h) {
-    out[h] = T((buffer[h] - mean) * scale * weight[h] + bias[h]);
-  }
-}
-
-template <typename T>
-void add_norm_all(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& weight,
-                  const at::Tensor& bias, double epsilon, at::Tensor& out) {
+void add_norm(const at::Tensor& x, const at::Tensor& residual, const Norm& norm, at::Tensor& out) {
   const int64_t hidden = x.size(1);
   const T* x_ = x.const_data_ptr<T>();
   const T* residual_ = residual.const_data_ptr<T>();
-  const float* weight_ = weight.const_data_ptr<float>();
-  const float* bias_ = bias.const_data_ptr<float>();
   T* out_ = out.mutable_data_ptr<T>();
   const int64_t grain = std::max<int64_t>(1, 8192 / hidden);
   at::parallel_for(0, x.size(0), grain, [&](int64_t begin, int64_t end) {
     std::vector<float> buffer(hidden);
     for (int64_t row = begin; row < end; ++row) {
-      add_norm_row<T>(x_ + row * hidden, residual_ + row * hidden, weight_, bias_,
-                      static_cast<float>(epsilon), hidden, buffer.data(), out_ + row * hidden);
+      labelmux::add_norm_row<T>(x_ + row * hidden, residual_ + row * hidden, norm, hidden,
+                                buffer.data(), out_ + row * hidden);
     }
   });
-}
-
-// x, residual and out [N, H] contiguous, of one dtype; weight and bias [H] float.
-void add_norm(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& weight,
-              const at::Tensor& bias, double epsilon, at::Tensor& out) {
-  if (x.scalar_type() == at::kBFloat16) {
-    add_norm_all<BFloat16>(x, residual, weight, bias, epsilon, out);
-  } else {
-    add_norm_all<float>(x, residual, weight, bias, epsilon, out);
-  }
 }
 
 using Linear = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
@@ -465,49 +445,134 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tenso
 struct Pass {
   static constexpr int64_t kTensors = 14;  // of one layer, in the order of CpuPass._layer_constants
 
+  int64_t layers() const { return static_cast<int64_t>(constants.size()) / kTensors; }
+
+  at::Tensor activate(const at::Tensor& x) const {
+    return activation == "relu" ? at::relu(x) : at::gelu(x, algorithm);
+  }
+
   at::TensorList constants;
   int64_t heads;
   int64_t centre;
   double epsilon;
   c10::string_view activation;
   c10::string_view algorithm;
-
-  int64_t layers() const { return static_cast<int64_t>(constants.size()) / kTensors; }
-
-  // One layer over whole rows. hidden, context, attended, out [M, H]; M is at least the tokens.
-  void layer(int64_t index, c10::ArrayRef<int64_t> lengths, const at::Tensor& hidden,
-             at::Tensor& context, at::Tensor& attended, at::Tensor& out) const {
-    const at::Tensor* of = constants.data() + index * kTensors;
-    const auto table = [](const at::Tensor& t) {
-      return t.numel() ? std::optional<at::Tensor>(t) : std::nullopt;
-    };
-    attention(linear(hidden, of[0], of[1]), lengths, table(of[2]), table(of[3]), centre, heads,
-              context);
-    add_norm(linear(context, of[4], of[5]), hidden, of[6], of[7], epsilon, attended);
-    add_norm(linear(linear(attended, of[8], of[9], activation, algorithm), of[10], of[11]),
-             attended, of[12], of[13], epsilon, out);
-  }
+  labelmux::Edits edits;
 };
 
 // Whole rows that pass through the layers together.
 struct Chunk {
-  int64_t first;   // token
+  int64_t first_row;
+  int64_t first;  // token
   int64_t tokens;
-  int64_t size;    // of the products, at least the tokens
+  int64_t size;  // of the products, at least the tokens
   c10::ArrayRef<int64_t> lengths;
 };
 
-// Its states, from the embedding output on. Products read rows beyond the last token; they are
-// zeros at first, and whatever became of them later.
+// A chunk on its way through the layers.
+template <typename T>
+class Run {
+ public:
+  Run(const Pass& pass, const Chunk& chunk, at::Tensor& states)
+      : pass_(pass), chunk_(chunk), states_(states),
+        edits_(pass.edits, chunk.first_row, chunk.lengths, chunk.size) {}
+
+  // Products read rows beyond the last token; they are zeros at first, and whatever became of them
+  // later.
+  void run() {
+    at::Tensor hidden = at::zeros({chunk_.size, states_.size(2)}, states_.options());
+    at::Tensor context = at::zeros_like(hidden);
+    at::Tensor attended = at::empty_like(hidden), next = at::empty_like(hidden);
+    hidden.narrow(0, 0, chunk_.tokens).copy_(states_[0].narrow(0, chunk_.first, chunk_.tokens));
+    for (int64_t index = 0; index < pass_.layers(); ++index) {
+      layer(index, hidden, context, attended, next);
+      states_[index + 1]
+          .narrow(0, chunk_.first, chunk_.tokens)
+          .copy_(next.narrow(0, 0, chunk_.tokens));
+      std::swap(hidden, next);
+    }
+  }
+
+ private:
+  // hidden, context, attended, out [M, H]; M is at least the tokens.
+  void layer(int64_t index, at::Tensor& hidden, at::Tensor& context, at::Tensor& attended,
+             at::Tensor& out) {
+    const at::Tensor* of = pass_.constants.data() + index * Pass::kTensors;
+    if (!edits_.empty()) edits_.enter(index, hidden);
+    at::Tensor qkv = linear(hidden, of[0], of[1]);
+    edit_qkv(index, hidden, qkv);
+    attend<T>(qkv, chunk_.lengths, edits_.prefixes(index), tables(of), pass_.heads, context);
+    edit(Site::kContext, index, context);
+    at::Tensor projected = linear(context, of[4], of[5]);
+    edit(Site::kAttentionOut, index, projected, &context);
+    add_norm<T>(projected, hidden, norm(of + 6), attended);
+    edit(Site::kAttentionNorm, index, attended);
+    at::Tensor inner = linear(attended, of[8], of[9], pass_.activation, pass_.algorithm);
+    edit_ffn_in(index, attended, inner);
+    edit(Site::kInner, index, inner);
+    at::Tensor outer = linear(inner, of[10], of[11]);
+    edit(Site::kFfnOut, index, outer, &inner);
+    if (!edits_.empty()) edits_.bottleneck(index, attended, norm(of + 12), outer);
+    add_norm<T>(outer, attended, norm(of + 12), out);
+    edit(Site::kFfnNorm, index, out);
+  }
+
+  void edit(Site site, int64_t index, at::Tensor& found, const at::Tensor* source = nullptr) {
+    if (edits_.any(site)) edits_.at(site, index, labelmux::tokens_of<T>(found), source);
+  }
+
+  void edit_qkv(int64_t index, const at::Tensor& hidden, at::Tensor& qkv) {
+    const int64_t width = hidden.size(1);
+    int64_t part = 0;
+    for (const Site site : {Site::kQuery, Site::kKey, Site::kValue}) {
+      if (edits_.any(site)) {
+        T* data = qkv.mutable_data_ptr<T>() + part * width;
+        edits_.at(site, index, {data, qkv.stride(0), width}, &hidden);
+      }
+      ++part;
+    }
+  }
+
+  // The product applies the activation itself: rows with an edit before it are taken apart.
+  void edit_ffn_in(int64_t index, const at::Tensor& attended, at::Tensor& inner) {
+    if (!edits_.any(Site::kFfnIn)) return;
+    const at::Tensor* of = pass_.constants.data() + index * Pass::kTensors;
+    at::Tensor before = linear(attended, of[8], of[9]);
+    edits_.at(Site::kFfnIn, index, labelmux::tokens_of<T>(before), &attended);
+    edits_.each_row(Site::kFfnIn, [&](int64_t start, int64_t length) {
+      inner.narrow(0, start, length).copy_(pass_.activate(before.narrow(0, start, length)));
+    });
+  }
+
+  Tables<T> tables(const at::Tensor* of) const {
+    Tables<T> found{nullptr, nullptr, 0, pass_.centre};
+    if (of[2].numel()) {
+      found.key = of[2].const_data_ptr<T>();
+      found.width = of[2].size(2);
+    }
+    if (of[3].numel()) {
+      found.query = of[3].const_data_ptr<T>();
+      found.width = of[3].size(1);
+    }
+    return found;
+  }
+
+  Norm norm(const at::Tensor* of) const {
+    return {of[0].const_data_ptr<float>(), of[1].const_data_ptr<float>(),
+            static_cast<float>(pass_.epsilon)};
+  }
+
+  const Pass& pass_;
+  const Chunk& chunk_;
+  at::Tensor& states_;
+  labelmux::ChunkEdits<T> edits_;
+};
+
 void run_chunk(const Pass& pass, const Chunk& chunk, at::Tensor& states) {
-  at::Tensor hidden = at::zeros({chunk.size, states.size(2)}, states.options());
-  at::Tensor context = at::zeros_like(hidden);
-  at::Tensor attended = at::empty_like(hidden), next = at::empty_like(hidden);
-  hidden.narrow(0, 0, chunk.tokens).copy_(states[0].narrow(0, chunk.first, chunk.tokens));
-  for (int64_t index = 0; index < pass.layers(); ++index) {
-    pass.layer(index, chunk.lengths, hidden, context, attended, next);
-    states[index + 1].narrow(0, chunk.first, chunk.tokens).copy_(next.narrow(0, 0, chunk.tokens));
-    std::swap(hidden, next);
+  if (states.scalar_type() == at::kBFloat16) {
+    Run<BFloat16>(pass, chunk, states).run();
+  } else {
+    Run<float>(pass, chunk, states).run();
   }
 }
 
@@ -519,13 +584,39 @@ void run_side_by_side(const Pass& pass, const std::vector<Chunk>& chunks, at::Te
   });
 }
 
+labelmux::Edits edits_of(int64_t rows, c10::ArrayRef<int64_t> kinds, c10::ArrayRef<int64_t> sites,
+                         at::TensorList tensors, c10::ArrayRef<int64_t> entries,
+                         c10::ArrayRef<int64_t> special, c10::ArrayRef<int64_t> special_starts) {
+  const int64_t count = static_cast<int64_t>(kinds.size());
+  TORCH_CHECK(sites.size() == kinds.size() &&
+                  static_cast<int64_t>(tensors.size()) == count * labelmux::Edit::kTensors &&
+                  static_cast<int64_t>(entries.size()) == count * rows &&
+                  static_cast<int64_t>(special_starts.size()) == rows + 1,
+              "layers: wrong edits");
+  labelmux::Edits edits{{}, special, special_starts};
+  for (int64_t index = 0; index < count; ++index) {
+    edits.all.push_back({static_cast<labelmux::Kind>(kinds[index]), static_cast<Site>(sites[index]),
+                         tensors.data() + index * labelmux::Edit::kTensors,
+                         entries.data() + index * rows});
+  }
+  return edits;
+}
+
 // states [L+1, N, H] contiguous; its first layer is the embedding output, the others are written.
-// Chunk i is the next chunk_rows[i] rows; its products have chunk_sizes[i] rows of tokens.
+// Chunk i is the next chunk_rows[i] rows; its products have chunk_sizes[i] rows of tokens. Edits are
+// described in kernel_edits.py.
 void layers(at::TensorList constants, c10::ArrayRef<int64_t> lengths,
             c10::ArrayRef<int64_t> chunk_rows, c10::ArrayRef<int64_t> chunk_sizes,
             bool side_by_side, int64_t heads, int64_t centre, double epsilon,
-            c10::string_view activation, c10::string_view algorithm, at::Tensor& states) {
-  const Pass pass{constants, heads, centre, epsilon, activation, algorithm};
+            c10::string_view activation, c10::string_view algorithm,
+            c10::ArrayRef<int64_t> edit_kinds, c10::ArrayRef<int64_t> edit_sites,
+            at::TensorList edit_tensors, c10::ArrayRef<int64_t> edit_entries,
+            c10::ArrayRef<int64_t> special, c10::ArrayRef<int64_t> special_starts,
+            at::Tensor& states) {
+  const int64_t rows = static_cast<int64_t>(lengths.size());
+  const Pass pass{constants, heads, centre, epsilon, activation, algorithm,
+                  edits_of(rows, edit_kinds, edit_sites, edit_tensors, edit_entries, special,
+                           special_starts)};
   TORCH_CHECK(states.is_contiguous() && states.size(0) == pass.layers() + 1 &&
                   chunk_rows.size() == chunk_sizes.size(),
               "layers: wrong shapes");
@@ -535,7 +626,7 @@ void layers(at::TensorList constants, c10::ArrayRef<int64_t> lengths,
     const auto part = lengths.slice(first_row, chunk_rows[index]);
     int64_t tokens = 0;
     for (const int64_t length : part) tokens += length;
-    chunks.push_back({first, tokens, chunk_sizes[index], part});
+    chunks.push_back({first_row, first, tokens, chunk_sizes[index], part});
     first_row += chunk_rows[index];
     first += tokens;
   }
@@ -549,7 +640,8 @@ TORCH_LIBRARY_FRAGMENT(labelmux, library) {
   library.def(
       "layers(Tensor[] constants, int[] lengths, int[] chunk_rows, int[] chunk_sizes, "
       "bool side_by_side, int heads, int centre, float epsilon, str activation, str algorithm, "
-      "Tensor(a!) states) -> ()");
+      "int[] edit_kinds, int[] edit_sites, Tensor[] edit_tensors, int[] edit_entries, "
+      "int[] special, int[] special_starts, Tensor(a!) states) -> ()");
 }
 
 // Weights in oneDNN's order are of this backend.

@@ -15,11 +15,11 @@ inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1)
 template <typename T>
 constexpr int64_t kInterleave = std::is_same_v<T, at::BFloat16> ? 2 : 1;
 
-// c [m, n] = a [m, k] b [k, n], b interleaved
+// c [m, n] = a [m, k] b [k, n], b interleaved; or added to c
 template <typename T>
 void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b, int64_t ldb,
-              float* c, int64_t ldc) {
-  at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, /*add_C=*/false, a, b, c,
+              float* c, int64_t ldc, bool add = false) {
+  at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, /*add_C=*/add, a, b, c,
                               /*is_vnni=*/kInterleave<T> == 2);
 }
 
