@@ -107,13 +107,7 @@ def make_adapter(tiny_encoder: LoadedEncoder) -> Callable[..., Adapter]:
     from labelmux_adapters.canaries import serve_logits
     from labelmux_adapters.files import read_adapter, write_adapter
     from labelmux_adapters.manifest import Canary, Manifest
-    from labelmux_adapters.ytuning import (
-        YTuning,
-        YTuningSizes,
-        expected_tensors,
-        parameter_count,
-        to_tensors,
-    )
+    from labelmux_adapters.ytuning import YTuningSizes, expected_tensors, parameter_count
 
     def make(
         labels: tuple[str, ...] = ("a", "b"),
@@ -121,17 +115,17 @@ def make_adapter(tiny_encoder: LoadedEncoder) -> Callable[..., Adapter]:
         task_kind: str = "single_label",
         pair: bool = False,
         width: int = 8,
+        **fields: Any,
     ) -> Adapter:
+        tokens = task_kind == "token"
         sizes = YTuningSizes(hidden=32, states=3, width=width, heads=2, ffn=2 * width)
         generator = torch.Generator().manual_seed(seed)
         tensors = {
             name: torch.randn(shape, generator=generator)
-            for name, shape in expected_tensors(sizes, len(labels)).items()
+            for name, shape in expected_tensors(sizes, len(labels), tokens=tokens).items()
         }
-        module = YTuning(sizes, len(labels))
-        module.load_state_dict(tensors)
         texts = [(text, WORDS[0]) if pair else text for text in WORDS[:4]]
-        count = parameter_count(sizes, len(labels))
+        count = parameter_count(sizes, len(labels), tokens=tokens)
         manifest = Manifest(
             task_kind=task_kind,
             labels=labels,
@@ -154,14 +148,15 @@ def make_adapter(tiny_encoder: LoadedEncoder) -> Callable[..., Adapter]:
                 )
                 for text in texts
             ),
+            **fields,
         )
-        draft = read_adapter(write_adapter(manifest, to_tensors(module)))
+        draft = read_adapter(write_adapter(manifest, tensors))
         logits = serve_logits(draft, tiny_encoder, texts)
         canaries = tuple(
-            canary.model_copy(update={"logits": tuple(float(x) for x in row)})
+            canary.model_copy(update={"logits": tuple(row.ravel().tolist())})
             for canary, row in zip(manifest.canaries, logits, strict=True)
         )
         done = manifest.model_copy(update={"canaries": canaries})
-        return read_adapter(write_adapter(done, to_tensors(module)))
+        return read_adapter(write_adapter(done, tensors))
 
     return make

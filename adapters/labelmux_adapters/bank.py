@@ -15,10 +15,12 @@ from labelmux_adapters import kernels
 from labelmux_adapters.files import Adapter
 from labelmux_adapters.kernel_stack import KernelStack, fits
 from labelmux_adapters.manifest import Manifest
+from labelmux_adapters.stack import Constants, Stack
 from labelmux_adapters.texts import TextBatch
-from labelmux_adapters.ytuning import YTuningSizes, from_tensors
+from labelmux_adapters.ytuning import YTuningSizes, from_tensors, token_from_tensors
 from labelmux_adapters.ytuning_constants import StackShape, constants_of
 from labelmux_adapters.ytuning_stack import YTuningStack
+from labelmux_adapters.ytuning_token_stack import TokenShape, TokenStack, token_constants_of
 
 _SMALLEST_LABEL_CAPACITY = 4
 _LABEL_STEP = 32
@@ -45,8 +47,8 @@ class Bank:
         self._device = torch.device(device)
         self._dtype = dtype
         self._on_kernels = kernels.serves(self._device, dtype)
-        self._stacks: list[YTuningStack] = []
-        self._by_shape: dict[StackShape, int] = {}
+        self._stacks: list[Stack] = []
+        self._by_shape: dict[StackShape | TokenShape, int] = {}
         self._write_lock = threading.Lock()
 
     @property
@@ -60,17 +62,16 @@ class Bank:
 
     def add(self, adapter: Adapter) -> Slot:
         """Make an adapter resident. Its cost does not depend on how many are there already."""
-        labels, shape = len(adapter.manifest.labels), _shape(adapter.manifest)
-        constants = constants_of(from_tensors(shape.sizes, labels, adapter.tensors), shape)
+        shape = _shape(adapter.manifest)
+        constants = _constants(adapter, shape)
         with self._write_lock:
             for stack in self._stacks:
                 stack.trim()
             if shape not in self._by_shape:
-                kind = KernelStack if self._on_kernels and fits(shape) else YTuningStack
-                self._stacks.append(kind(shape, self._device, self._dtype))
+                self._stacks.append(self._stack_of(shape))
                 self._by_shape[shape] = len(self._stacks) - 1
             number = self._by_shape[shape]
-            return Slot(number, self._stacks[number].add(labels, constants))
+            return Slot(number, self._stacks[number].add(len(adapter.manifest.labels), constants))
 
     def remove(self, slot: Slot) -> None:
         """Give a slot back."""
@@ -81,7 +82,9 @@ class Bank:
     def readout(
         self, features: Tensor, lengths: Sequence[int], rows: Sequence[tuple[int, Slot]]
     ) -> list[NDArray[np.float32]]:
-        """Uncalibrated logits, one array [K] per row, in the order of ``rows``.
+        """Uncalibrated logits, one array per row, in the order of ``rows``.
+
+        Each is [K], or [T, K] of a token task, special tokens included.
 
         Args:
             features: every layer's hidden states of the distinct texts, one text's tokens after
@@ -99,9 +102,23 @@ class Bank:
                 logits[place] = values
         return logits
 
+    def _stack_of(self, shape: StackShape | TokenShape) -> Stack:
+        if isinstance(shape, TokenShape):
+            return TokenStack(shape, self._device, self._dtype)
+        kind = KernelStack if self._on_kernels and fits(shape) else YTuningStack
+        return kind(shape, self._device, self._dtype)
 
-def _shape(manifest: Manifest) -> StackShape:
-    return StackShape(YTuningSizes.from_mapping(manifest.sizes), _capacity(len(manifest.labels)))
+
+def _shape(manifest: Manifest) -> StackShape | TokenShape:
+    kind = TokenShape if manifest.task_kind == "token" else StackShape
+    return kind(YTuningSizes.from_mapping(manifest.sizes), _capacity(len(manifest.labels)))
+
+
+def _constants(adapter: Adapter, shape: StackShape | TokenShape) -> Constants:
+    labels = len(adapter.manifest.labels)
+    if isinstance(shape, TokenShape):
+        return token_constants_of(token_from_tensors(shape.sizes, labels, adapter.tensors), shape)
+    return constants_of(from_tensors(shape.sizes, labels, adapter.tensors), shape)
 
 
 def _capacity(labels: int) -> int:

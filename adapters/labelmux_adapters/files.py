@@ -211,7 +211,7 @@ def _read_manifest(metadata: object, limits: FileLimits) -> Manifest:
 
 def _expected_tensors(manifest: Manifest) -> dict[str, TensorSpec]:
     method = METHODS[manifest.method]
-    expected = method.expected_tensors(manifest.sizes, len(manifest.labels))
+    expected = method.expected_tensors(manifest.sizes, len(manifest.labels), manifest.task_kind)
     values = sum(spec.values for spec in expected.values())
     if manifest.parameters != values:
         raise ManifestError(

@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from labelmux_adapters.layout import Index
+from labelmux_adapters.stack import Constants
 from labelmux_adapters.texts import TextBatch
 from labelmux_adapters.ytuning_constants import StackShape
-from labelmux_adapters.ytuning_stack import Constants, YTuningStack
+from labelmux_adapters.ytuning_stack import YTuningStack
 from labelmux_encoder.kernels import interleave
 
 #: In the order of ``Stack`` in ``kernels.cpp``; the third is named by the form of attention.

@@ -23,12 +23,17 @@ from pydantic import (
 )
 
 from labelmux_adapters.errors import LabelsError, ManifestError
+from labelmux_adapters.iob2 import check_tags
+from labelmux_adapters.kinds import TaskKind
+from labelmux_adapters.methods import METHODS
 from labelmux_adapters.strict_json import load_object
 
 MIN_LABELS = 2
 MAX_LABELS = 1000
 MAX_LABEL_CHARS = 200
 MAX_CANARY_CHARS = 2000
+#: In all canaries together.
+MAX_CANARY_LOGITS = 16_000
 MAX_SIZE = 1 << 16
 
 _UTC_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?Z")
@@ -49,6 +54,7 @@ CanaryText = Annotated[str, Field(min_length=1, max_length=MAX_CANARY_CHARS)]
 Time = Annotated[AwareDatetime, BeforeValidator(_read_time)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Note = Annotated[str, Field(max_length=4000)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class _Record(BaseModel):
@@ -62,15 +68,19 @@ class Canary(_Record):
     text: CanaryText
     #: The second text; None where the task reads one.
     pair: CanaryText | None = None
-    #: In label order. [K]
+    #: In label order, [K]; of a token task, those of all tokens, special ones too, [T * K].
     logits: tuple[float, ...] = Field(fail_fast=True)
 
 
 class Calibration(_Record):
-    """What turns logits into probabilities."""
+    """What turns logits into probabilities, and probabilities into answers."""
 
-    #: Logits are divided by it before the softmax.
+    #: Logits are divided by it first.
     temperature: float = Field(default=1.0, ge=1e-3, le=1e3)
+    #: From which score on each label is given; multi_label only, 0.5 where there are none. [K]
+    thresholds: tuple[Share, ...] | None = Field(default=None, fail_fast=True)
+    #: Below this best score the task abstains; single_label only.
+    abstain: Share | None = None
 
 
 class Manifest(_Record):
@@ -80,12 +90,15 @@ class Manifest(_Record):
     together, and pydantic's ``ValidationError`` where a field alone is wrong.
     """
 
-    task_kind: Literal["single_label"]
+    task_kind: TaskKind
     #: In logit order.
     labels: tuple[str, ...] = Field(fail_fast=True)
-    method: Literal["ytuning"]
+    #: One of ``methods.METHODS``.
+    method: Name
     #: The method's sizes: with the labels, they fix every tensor's shape.
     sizes: dict[str, Size] = Field(max_length=32)
+    #: What of the features a method with a linear head reads; None for one that has none.
+    pooling: Literal["mean", "first"] | None = None
     #: The encoder's name, for people; the fingerprint decides.
     encoder: Name
     encoder_fingerprint: Digest
@@ -128,6 +141,13 @@ class Manifest(_Record):
             seen.add(label)
         return labels
 
+    @field_validator("method")
+    @classmethod
+    def _method_is_known(cls, method: str) -> str:
+        if method not in METHODS:
+            raise ManifestError("method", method, f"the methods are {', '.join(METHODS)}")
+        return method
+
     @field_validator("created_at")
     @classmethod
     def _created_at_is_utc(cls, created_at: datetime) -> datetime:
@@ -136,9 +156,29 @@ class Manifest(_Record):
         return created_at
 
     @model_validator(mode="after")
+    def _labels_fit_the_kind(self) -> Self:
+        if self.task_kind == "token":
+            check_tags(self.labels)
+            if self.pair:
+                raise ManifestError("pair", self.pair, "a token task reads one text")
+        return self
+
+    @model_validator(mode="after")
+    def _calibration_fits_the_kind(self) -> Self:
+        thresholds, abstain = self.calibration.thresholds, self.calibration.abstain
+        if thresholds is not None and self.task_kind != "multi_label":
+            raise ManifestError("calibration.thresholds", thresholds, "of a multi_label task only")
+        if thresholds is not None and len(thresholds) != len(self.labels):
+            problem = f"{len(thresholds)} thresholds for {len(self.labels)} labels"
+            raise ManifestError("calibration.thresholds", thresholds, problem)
+        if abstain is not None and self.task_kind != "single_label":
+            raise ManifestError("calibration.abstain", abstain, "of a single_label task only")
+        return self
+
+    @model_validator(mode="after")
     def _canaries_fit_the_task(self) -> Self:
         for index, canary in enumerate(self.canaries):
-            if len(canary.logits) != len(self.labels):
+            if not self._has_shape(len(canary.logits)):
                 raise ManifestError(
                     f"canaries.{index}.logits",
                     canary.logits,
@@ -147,11 +187,24 @@ class Manifest(_Record):
             if (canary.pair is not None) != self.pair:
                 expected = "the task reads two texts" if self.pair else "the task reads one text"
                 raise ManifestError(f"canaries.{index}.pair", canary.pair, expected)
+        values = sum(len(canary.logits) for canary in self.canaries)
+        if values > MAX_CANARY_LOGITS:
+            problem = f"{values} logits in all, not at most {MAX_CANARY_LOGITS}"
+            raise ManifestError("canaries", f"{len(self.canaries)} canaries", problem)
         return self
 
+    def _has_shape(self, logits: int) -> bool:
+        if self.task_kind == "token":
+            return logits > 0 and logits % len(self.labels) == 0
+        return logits == len(self.labels)
+
     def to_json(self) -> str:
-        """The manifest as a file carries it: equal manifests give equal text."""
-        fields = self.model_dump(mode="json")
+        """The manifest as a file carries it: equal manifests give equal text.
+
+        What is None is left out, so that a reader of an earlier release, which knows fewer optional
+        fields, takes every file that does not use them.
+        """
+        fields = self.model_dump(mode="json", exclude_none=True)
         return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 

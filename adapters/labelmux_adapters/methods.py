@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from labelmux_adapters import ytuning
 from labelmux_adapters.errors import ManifestError
+from labelmux_adapters.kinds import TaskKind
 
 #: Bytes of one value, by safetensors' name of the dtypes that an adapter may be stored in.
 DTYPE_BYTES = {"F32": 4, "F16": 2}
@@ -30,25 +31,31 @@ class Method:
     """What the adapter file needs to know of a method."""
 
     name: str
-    #: Shapes by tensor name, from the manifest's sizes and the number of labels. Raises ValueError
-    #: for sizes that the method cannot have. Its cost must not depend on the sizes' values.
-    shapes: Callable[[Mapping[str, int], int], Mapping[str, tuple[int, ...]]]
+    #: Shapes by tensor name, from the manifest's sizes, the number of labels and the kind of task.
+    #: Raises ValueError for sizes that the method cannot have. Its cost must not depend on the
+    #: sizes' values.
+    shapes: Callable[[Mapping[str, int], int, TaskKind], Mapping[str, tuple[int, ...]]]
 
-    def expected_tensors(self, sizes: Mapping[str, int], labels: int) -> dict[str, TensorSpec]:
+    def expected_tensors(
+        self, sizes: Mapping[str, int], labels: int, kind: TaskKind = "single_label"
+    ) -> dict[str, TensorSpec]:
         """The tensors that an adapter with these sizes and ``labels`` labels has, by name.
 
         Raises:
             ManifestError: the sizes are not ones that the method can have.
         """
         try:
-            shapes = self.shapes(sizes, labels)
+            shapes = self.shapes(sizes, labels, kind)
         except ValueError as exc:
             raise ManifestError("sizes", dict(sizes), str(exc)) from exc
         return {name: TensorSpec(shape) for name, shape in shapes.items()}
 
 
-def _ytuning_shapes(sizes: Mapping[str, int], labels: int) -> Mapping[str, tuple[int, ...]]:
-    return ytuning.expected_tensors(ytuning.YTuningSizes.from_mapping(sizes), labels)
+def _ytuning_shapes(
+    sizes: Mapping[str, int], labels: int, kind: TaskKind
+) -> Mapping[str, tuple[int, ...]]:
+    read = ytuning.YTuningSizes.from_mapping(sizes)
+    return ytuning.expected_tensors(read, labels, tokens=kind == "token")
 
 
 METHODS: dict[str, Method] = {"ytuning": Method("ytuning", _ytuning_shapes)}

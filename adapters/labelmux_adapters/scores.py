@@ -7,10 +7,35 @@ from numpy.typing import NDArray
 
 from labelmux_adapters.manifest import Manifest
 
+#: From which score on a label is given where the manifest says nothing.
+DEFAULT_THRESHOLD = 0.5
+
 
 def to_scores(logits: NDArray[np.float32], manifest: Manifest) -> NDArray[np.float32]:
-    """Calibrated probabilities in label order: softmax(logits / temperature). [..., K]"""
+    """Calibrated probabilities in label order. [..., K]
+
+    Those of one text, or of one token of a token task, add up to 1, ``softmax(logits /
+    temperature)``; those of a multi_label task are each label's own, ``sigmoid(logits /
+    temperature)``.
+    """
     scaled = logits / np.float32(manifest.calibration.temperature)
-    exponents = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    return _sigmoid(scaled) if manifest.task_kind == "multi_label" else _softmax(scaled)
+
+
+def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    # By tanh: exp overflows at logits that a file may well give.
+    half = np.float32(0.5)
+    scores: NDArray[np.float32] = half + half * np.tanh(half * logits)
+    return scores
+
+
+def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
     scores: NDArray[np.float32] = exponents / exponents.sum(axis=-1, keepdims=True)
     return scores
+
+
+def thresholds_of(manifest: Manifest) -> NDArray[np.float32]:
+    """From which score on each label of a multi_label task is given. [K]"""
+    thresholds = manifest.calibration.thresholds or [DEFAULT_THRESHOLD] * len(manifest.labels)
+    return np.asarray(thresholds, np.float32)

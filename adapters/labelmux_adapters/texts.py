@@ -42,6 +42,11 @@ class TextBatch:
         return kernels.state_statistics(self.features_in(self.features.dtype))
 
     @cached_property
+    def normalised(self) -> Tensor:
+        """The features in float32, each layer's normalised per token. [L+1, N, H]"""
+        return normalise_states(self.features.float())
+
+    @cached_property
     def padded(self) -> Texts:
         """The texts, normalised and padded."""
         return Texts.of(self.features, self.lengths)

@@ -7,6 +7,9 @@ the task vector and of the label's (sections 3.1 to 3.3 there, as recalled in ou
 Three choices are ours. The features are a learned mix over all layers, each normalised. The task
 vector also receives the mean-pooled features, so that the readout is never weaker than a probe on
 them. Logits are divided by sqrt(width), which gives the margin a scale.
+
+A token task has a form of its own, which the paper does not have: each token takes the place of the
+pooled text, and nothing attends to the text, so that what the labels come to is one constant.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -60,8 +64,13 @@ class YTuningSizes:
         return asdict(self)
 
 
-def expected_tensors(sizes: YTuningSizes, labels: int) -> dict[str, tuple[int, ...]]:
-    """Name and shape of each tensor of an adapter with ``labels`` labels."""
+def expected_tensors(
+    sizes: YTuningSizes, labels: int, *, tokens: bool = False
+) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each tensor of an adapter with ``labels`` labels.
+
+    ``tokens``: of the form for token tasks, which has no attention to the text.
+    """
     hidden, width = sizes.hidden, sizes.width
     shapes: dict[str, tuple[int, ...]] = {
         "mix": (sizes.states,),
@@ -85,12 +94,16 @@ def expected_tensors(sizes: YTuningSizes, labels: int) -> dict[str, tuple[int, .
     shapes["cross_key.weight"] = (width, hidden)
     for name in ("self_norm", "cross_norm", "ffn_norm"):
         shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+    if tokens:
+        attention = ("cross_query.", "cross_key.", "cross_value.", "cross_out.")
+        return {name: shape for name, shape in shapes.items() if not name.startswith(attention)}
     return shapes
 
 
-def parameter_count(sizes: YTuningSizes, labels: int) -> int:
+def parameter_count(sizes: YTuningSizes, labels: int, *, tokens: bool = False) -> int:
     """Values in an adapter of these sizes."""
-    return sum(math.prod(shape) for shape in expected_tensors(sizes, labels).values())
+    shapes = expected_tensors(sizes, labels, tokens=tokens)
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def normalise_states(features: Tensor) -> Tensor:
@@ -101,8 +114,8 @@ def normalise_states(features: Tensor) -> Tensor:
     return functional.layer_norm(features, (features.shape[-1],))
 
 
-class YTuning(nn.Module):
-    """The trainable form; ``labelmux_adapters.ytuning_stack`` holds the serving form."""
+class Readout(nn.Module):
+    """What both trainable forms share: the labels, the mix of features, the last block."""
 
     def __init__(self, sizes: YTuningSizes, labels: int, dropout: float = 0.1) -> None:
         super().__init__()
@@ -117,11 +130,6 @@ class YTuning(nn.Module):
         self.self_value = nn.Linear(width, width)
         self.self_out = nn.Linear(width, width)
         self.self_norm = nn.LayerNorm(width)
-        self.cross_query = nn.Linear(width, width)
-        # A key bias would add one constant to every token's logit and cancel in the softmax.
-        self.cross_key = nn.Linear(hidden, width, bias=False)
-        self.cross_value = nn.Linear(hidden, width)
-        self.cross_out = nn.Linear(width, width)
         self.pooled = nn.Linear(hidden, width)
         self.cross_norm = nn.LayerNorm(width)
         self.ffn_in = nn.Linear(width, sizes.ffn)
@@ -132,7 +140,7 @@ class YTuning(nn.Module):
     def start_labels(self, label_features: Tensor) -> None:
         """Start the label vectors from features that stand for the labels, such as class means.
 
-        After it, a text's pooled features score highest with the labels nearest to them.
+        After it, what is pooled from a text scores highest with the labels nearest to it.
 
         Args:
             label_features: one pooled feature vector per label, in label order. [K, H]
@@ -162,6 +170,30 @@ class YTuning(nn.Module):
         states: Tensor = self.self_norm(vectors + self._dropout(attended))
         return states
 
+    def block(self, states: Tensor) -> Tensor:
+        """What becomes of vectors once the text is in them. [..., W] -> same"""
+        states = self.cross_norm(states)
+        inner = self._dropout(functional.gelu(self.ffn_in(states)))
+        found: Tensor = self.ffn_norm(states + self._dropout(self.ffn_out(inner)))
+        return found
+
+    def _split(self, x: Tensor) -> Tensor:
+        heads: Tensor = x.unflatten(-1, (self.sizes.heads, -1))
+        return heads.transpose(-3, -2)
+
+
+class YTuning(Readout):
+    """The trainable form; ``labelmux_adapters.ytuning_stack`` holds the serving form."""
+
+    def __init__(self, sizes: YTuningSizes, labels: int, dropout: float = 0.1) -> None:
+        super().__init__(sizes, labels, dropout)
+        hidden, width = sizes.hidden, sizes.width
+        self.cross_query = nn.Linear(width, width)
+        # A key bias would add one constant to every token's logit and cancel in the softmax.
+        self.cross_key = nn.Linear(hidden, width, bias=False)
+        self.cross_value = nn.Linear(hidden, width)
+        self.cross_out = nn.Linear(width, width)
+
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         """Logits, uncalibrated. [L+1, B, T, H], [B, T] -> [B, K]"""
         mixed = self._dropout(self.mixed(features))  # [B, T, H]
@@ -177,15 +209,20 @@ class YTuning(nn.Module):
         pooled = self.pooled((mixed * weights).sum(1) / weights.sum(1))  # [B, W]
         states = labels + self._dropout(attended)
         task = states[:, :1] + pooled.unsqueeze(1)
-        states = self.cross_norm(torch.cat([task, states[:, 1:]], dim=1))
-        inner = self._dropout(functional.gelu(self.ffn_in(states)))
-        states = self.ffn_norm(states + self._dropout(self.ffn_out(inner)))
+        states = self.block(torch.cat([task, states[:, 1:]], dim=1))
         scores: Tensor = (states[:, 1:] @ states[:, 0].unsqueeze(-1)).squeeze(-1)
         return scores / math.sqrt(self.sizes.width)
 
-    def _split(self, x: Tensor) -> Tensor:
-        heads: Tensor = x.unflatten(-1, (self.sizes.heads, -1))
-        return heads.transpose(-3, -2)
+
+class TokenYTuning(Readout):
+    """The trainable form of a token task; ``ytuning_token_stack`` holds the serving form."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits of every token, uncalibrated; of padding too. [L+1, B, T, H] -> [B, T, K]"""
+        task, labels = self.label_states().split((1, self.label_vectors.shape[0]))
+        tokens = task + self.pooled(self._dropout(self.mixed(features)))  # [B, T, W]
+        scores: Tensor = self.block(tokens) @ self.block(labels).T
+        return scores / math.sqrt(self.sizes.width)
 
 
 def margin_loss(logits: Tensor, gold: Tensor, margin: float) -> Tensor:
@@ -202,7 +239,7 @@ def margin_loss(logits: Tensor, gold: Tensor, margin: float) -> Tensor:
     return violations.sum(1).mean() / logits.shape[1]
 
 
-def to_tensors(module: YTuning) -> dict[str, Tensor]:
+def to_tensors(module: Readout) -> dict[str, Tensor]:
     """The adapter's tensors by name, detached. Shapes are those of ``expected_tensors``."""
     return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
@@ -211,5 +248,21 @@ def from_tensors(sizes: YTuningSizes, labels: int, tensors: Mapping[str, Tensor]
     """The module that ``to_tensors`` came from, in eval mode."""
     with torch.device("meta"):
         module = YTuning(sizes, labels)
+    return _loaded(module, tensors)
+
+
+def token_from_tensors(
+    sizes: YTuningSizes, labels: int, tensors: Mapping[str, Tensor]
+) -> TokenYTuning:
+    """The same of a token task."""
+    with torch.device("meta"):
+        module = TokenYTuning(sizes, labels)
+    return _loaded(module, tensors)
+
+
+Form = TypeVar("Form", bound=Readout)
+
+
+def _loaded(module: Form, tensors: Mapping[str, Tensor]) -> Form:
     module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return module.eval()

@@ -21,6 +21,12 @@ from labelmux_adapters.ytuning import YTuning, YTuningSizes
 _ABSORB_UP_TO = 0.25
 
 
+#: The mix is a product over so few layers that it is faster in float32.
+_FACTORS = frozenset(
+    ("queries", "values", "keys_values", "out", "pooled", "ffn_in", "ffn_in_bias", "ffn_out")
+)
+
+
 @dataclass(frozen=True, slots=True)
 class StackShape:
     """What adapters of one stack share. C = ``label_capacity`` + 1, the task's vector first."""
@@ -65,6 +71,10 @@ class StackShape:
             "final_scale": (1, width),
             "final_shift": (1, width),
         }
+
+    def factors(self) -> frozenset[str]:
+        """Those that enter large products, and may be kept in fewer bits."""
+        return _FACTORS
 
     def values(self) -> int:
         """Numbers in the constants of one adapter."""

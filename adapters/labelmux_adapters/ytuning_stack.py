@@ -7,9 +7,7 @@ one, nothing of a text is copied per task.
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -18,77 +16,24 @@ from torch import Tensor
 from torch.nn import functional
 
 from labelmux_adapters.layout import Index, Layout, lay_out
+from labelmux_adapters.stack import Constants, Stack
 from labelmux_adapters.texts import TextBatch, Texts
 from labelmux_adapters.ytuning_constants import StackShape
 
-_FIRST_CAPACITY = 8
 #: Values of the largest intermediate of one chunk: it shall stay in the caches.
 _CHUNK_VALUES = 1 << 20
 
-#: What enters the large products, and may be kept in fewer bits. The mix is a product over so few
-#: layers that it is faster in float32.
-_FACTORS = frozenset(
-    ("queries", "values", "keys_values", "out", "pooled", "ffn_in", "ffn_in_bias", "ffn_out")
-)
 
-Constants = Mapping[str, Tensor]
-
-
-class YTuningStack:
-    """Resident adapters of one shape.
-
-    ``add`` and ``remove`` must not run at the same time as each other; either may run while another
-    thread is in ``readout``, since a slot is written before any row can name it.
-    """
+class YTuningStack(Stack):
+    """Resident adapters of one shape, read by torch's batched products over padded texts."""
 
     def __init__(self, shape: StackShape, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__(shape, device, dtype)
         self._shape = shape
-        self._device = device
-        self._dtype = dtype
-        self._tensors = self._allocate(0)
-        self._label_counts = np.zeros(0, np.int64)
-        self._used: set[int] = set()
-        #: A heap, so that low slots are taken first and high ones can be given up.
-        self._free: list[int] = []
-
-    @property
-    def slots(self) -> int:
-        """Room for how many, used or not."""
-        return len(self._label_counts)
-
-    def add(self, labels: int, constants: Constants) -> int:
-        """Make an adapter resident and return its slot."""
-        if not self._free:
-            self._resize(max(_FIRST_CAPACITY, 2 * len(self._label_counts)))
-        slot = heapq.heappop(self._free)
-        for name, value in constants.items():
-            self._tensors[name][slot] = value
-        self._label_counts[slot] = labels
-        self._used.add(slot)
-        return slot
-
-    def remove(self, slot: int) -> None:
-        """Free a slot; no row may name it any more."""
-        self._used.remove(slot)
-        heapq.heappush(self._free, slot)
-
-    def trim(self) -> None:
-        """Give memory back where few slots are used; not at the same time as ``add``."""
-        half = len(self._label_counts) // 2
-        if not self._used:
-            self._resize(0)
-        elif len(self._used) <= half // 2 and half >= _FIRST_CAPACITY and max(self._used) < half:
-            self._resize(half)
 
     @torch.no_grad()
     def readout(self, batch: TextBatch, rows: Index, slots: Index) -> list[NDArray[np.float32]]:
-        """Logits of each (text, slot), in their order. Each [K of that slot]
-
-        Args:
-            batch: the texts.
-            rows: which text, per row.
-            slots: the adapter, per row.
-        """
+        """Logits of each (text, slot), in their order. Each [K of that slot]"""
         layout = lay_out(rows, slots)
         flat = self._grouped(batch.padded, layout).flatten(0, 1).cpu().numpy()[layout.places]
         counts = self._label_counts[slots].tolist()
@@ -112,19 +57,11 @@ class YTuningStack:
         of_texts = rows * tokens * hidden * (1 if shared else layers)
         return max(of_texts, rows * self._shape.vectors * self._shape.sizes.ffn)
 
-    def _take(self, slots: Index) -> Constants:
-        """Constants of these slots, which ascend; views where they are adjacent. Each [G, …]"""
-        first, last = int(slots[0]), int(slots[-1]) + 1
-        if last - first == len(slots):
-            return {name: tensor[first:last] for name, tensor in self._tensors.items()}
-        index = torch.from_numpy(slots).to(self._device)
-        return {name: tensor.index_select(0, index) for name, tensor in self._tensors.items()}
-
     def _logits(self, slot: Constants, texts: Texts, rows: int) -> Tensor:
         """[G, R, C - 1], from R texts that all groups share, or from R texts for each group."""
         vectors, width = self._shape.vectors, self._shape.sizes.width
-        mixed = _mix(slot["mix"], texts.states, rows).to(self._dtype)  # [G, R, T, H]
-        pooled = _mix(slot["mix"], texts.means, rows).to(self._dtype)  # [G, R, H]
+        mixed = mix_states(slot["mix"], texts.states, rows).to(self._dtype)  # [G, R, T, H]
+        pooled = mix_states(slot["mix"], texts.means, rows).to(self._dtype)  # [G, R, H]
         bias = (
             None
             if texts.bias is None
@@ -172,28 +109,8 @@ class YTuningStack:
         read = functional.scaled_dot_product_attention(query, key, value, bias, scale=1.0)
         return read.transpose(1, 2).reshape(groups, rows * self._shape.vectors, -1)
 
-    def _allocate(self, slots: int) -> dict[str, Tensor]:
-        return {
-            name: torch.empty(slots, *shape, dtype=self._dtype_of(name), device=self._device)
-            for name, shape in self._shape.constants().items()
-        }
 
-    def _dtype_of(self, name: str) -> torch.dtype:
-        return self._dtype if name in _FACTORS else torch.float32
-
-    def _resize(self, slots: int) -> None:
-        """Room for that many, in a new place: running readouts keep the tensors they took."""
-        tensors = self._allocate(slots)
-        kept = min(slots, len(self._label_counts))
-        for name, tensor in tensors.items():
-            tensor[:kept] = self._tensors[name][:kept]
-        counts = np.zeros(slots, np.int64)
-        counts[:kept] = self._label_counts[:kept]
-        self._tensors, self._label_counts = tensors, counts
-        self._free = [slot for slot in range(slots) if slot not in self._used]
-
-
-def _mix(mix: Tensor, of: Tensor, rows: int) -> Tensor:
+def mix_states(mix: Tensor, of: Tensor, rows: int) -> Tensor:
     """Each group's mix over layers of its R texts. [G, L+1], [L+1, R or G * R, …] -> [G, R, …]"""
     if of.shape[1] == rows:
         return (mix @ of.flatten(1)).view(len(mix), *of.shape[1:])

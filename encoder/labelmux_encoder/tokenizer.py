@@ -48,6 +48,8 @@ class TokenRow:
     truncated: bool
     #: Positions of the special tokens, by the tokenizer's own mask.
     special: tuple[int, ...] = ()
+    #: Where each token begins and ends, in characters of its text; only where asked for.
+    offsets: tuple[tuple[int, int], ...] = ()
 
 
 class Tokenizer:
@@ -88,17 +90,20 @@ class Tokenizer:
         """An equal tokenizer that another thread may use."""
         return Tokenizer(tokenizers.Tokenizer.from_str(self._source))
 
-    def encode(self, texts: Sequence[TextInput], max_tokens: int) -> list[TokenRow]:
+    def encode(
+        self, texts: Sequence[TextInput], max_tokens: int, *, offsets: bool = False
+    ) -> list[TokenRow]:
         """Token rows in the order of ``texts``; longer ones are cut to ``max_tokens`` and say so.
 
-        A pair loses tokens from the longer of its texts first. Special tokens are never cut.
+        A pair loses tokens from the longer of its texts first. Special tokens are never cut. With
+        ``offsets``, rows say where their tokens lie.
         """
         with self._lock:
             if max_tokens != self._limit_tokens:
                 self._backend.enable_truncation(max_tokens, strategy="longest_first")
                 self._limit_tokens = max_tokens
             encoded = self._backend.encode_batch(list(texts))
-        return [_row(found) for found in encoded]
+        return [_row(found, offsets) for found in encoded]
 
     def digest(self) -> str:
         """SHA-256 over the vocabulary in id order and the ids of fixed probe texts.
@@ -112,9 +117,14 @@ class Tokenizer:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _row(found: tokenizers.Encoding) -> TokenRow:
-    special = tuple(compress(count(), found.special_tokens_mask))
-    return TokenRow(tuple(found.ids), tuple(found.type_ids), bool(found.overflowing), special)
+def _row(found: tokenizers.Encoding, offsets: bool) -> TokenRow:
+    return TokenRow(
+        tuple(found.ids),
+        tuple(found.type_ids),
+        bool(found.overflowing),
+        tuple(compress(count(), found.special_tokens_mask)),
+        tuple(found.offsets) if offsets else (),
+    )
 
 
 def _without_special_pieces(backend: tokenizers.Tokenizer) -> pre_tokenizers.PreTokenizer:

@@ -25,7 +25,8 @@ def make_manifest() -> Callable[..., Manifest]:
         labels: tuple[str, ...] = ("no", "yes"), pair: bool = False, **fields: Any
     ) -> Manifest:
         sizes = fields.get("sizes", SIZES)
-        specs = METHODS["ytuning"].expected_tensors(sizes, len(labels)).values()
+        kind = fields.get("task_kind", "single_label")
+        specs = METHODS["ytuning"].expected_tensors(sizes, len(labels), kind).values()
         canary = Canary(text="a", pair="b" if pair else None, logits=(0.25,) * len(labels))
         defaults: dict[str, Any] = {
             "task_kind": "single_label",
@@ -57,7 +58,9 @@ def make_tensors() -> Callable[..., dict[str, Tensor]]:
         manifest: Manifest, seed: int = 0, dtype: torch.dtype = torch.float32
     ) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed)
-        specs = METHODS[manifest.method].expected_tensors(manifest.sizes, len(manifest.labels))
+        specs = METHODS[manifest.method].expected_tensors(
+            manifest.sizes, len(manifest.labels), manifest.task_kind
+        )
         return {
             name: torch.randn(spec.shape, generator=generator).to(dtype)
             for name, spec in specs.items()

@@ -12,7 +12,7 @@ import torch
 from labelmux_adapters.canaries import check_canaries, check_fit, serve_logits
 from labelmux_adapters.errors import CanaryMismatchError, ForeignEncoderError, SizeMisfitError
 from labelmux_adapters.files import Adapter, read_adapter, write_adapter
-from labelmux_adapters.scores import to_scores
+from labelmux_adapters.scores import thresholds_of, to_scores
 from labelmux_adapters.ytuning import YTuningSizes, expected_tensors, parameter_count
 from labelmux_encoder.weights import LoadedEncoder
 
@@ -29,6 +29,20 @@ def test_an_adapter_that_acts_as_trained_passes(
 ) -> None:
     check_canaries(make_adapter(("a", "b", "c")), tiny_encoder)
     check_canaries(make_adapter(("a", "b"), pair=True), tiny_encoder)
+    check_canaries(make_adapter(("a", "b"), task_kind="multi_label"), tiny_encoder)
+
+
+def test_a_token_task_proves_every_token(
+    make_adapter: MakeAdapter, tiny_encoder: LoadedEncoder
+) -> None:
+    adapter = make_adapter(("O", "B-x", "I-x"), task_kind="token")
+    check_canaries(adapter, tiny_encoder)
+    shorter = adapter.manifest.canaries[0]
+    shorter = shorter.model_copy(update={"logits": shorter.logits[:-3]})
+    canaries = (shorter, *adapter.manifest.canaries[1:])
+    with pytest.raises(CanaryMismatchError) as caught:
+        check_canaries(with_manifest(adapter, canaries=canaries), tiny_encoder)
+    assert caught.value.canary == 0 and caught.value.difference is None
 
 
 def test_other_tensors_than_the_trained_ones_are_caught(
@@ -95,3 +109,17 @@ def test_scores_are_calibrated_probabilities_that_keep_the_order(
     assert flat.max() < plain.max()
     expected = torch.softmax(torch.tensor(logits) / 4, -1).numpy()
     assert np.allclose(flat, expected, atol=1e-6)
+
+
+def test_labels_of_a_multi_label_task_have_scores_of_their_own(make_adapter: MakeAdapter) -> None:
+    manifest = make_adapter(("a", "b", "c"), task_kind="multi_label").manifest
+    logits = np.array([0.0, 800.0, -800.0], np.float32)
+    assert to_scores(logits, manifest).tolist() == [0.5, 1.0, 0.0]
+    assert thresholds_of(manifest).tolist() == [0.5] * 3
+    warm = manifest.calibration.model_copy(
+        update={"temperature": 2.0, "thresholds": (0.1, 0.2, 0.3)}
+    )
+    calibrated = manifest.model_copy(update={"calibration": warm})
+    expected = torch.sigmoid(torch.tensor([1.0]) / 2).numpy()
+    assert np.allclose(to_scores(np.ones(1, np.float32), calibrated), expected)
+    assert thresholds_of(calibrated).tolist() == pytest.approx([0.1, 0.2, 0.3])

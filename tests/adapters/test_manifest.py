@@ -86,7 +86,7 @@ def test_labels_are_checked_where_a_manifest_is_made(make_manifest: MakeManifest
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
-        ({"task_kind": "token"}, "task_kind"),
+        ({"task_kind": "regression"}, "task_kind"),
         ({"method": "lora"}, "method"),
         ({"labels": ["a", 1]}, "labels.1"),
         ({"sizes": {"width": 0}}, "sizes.width"),
@@ -140,6 +140,57 @@ def test_the_wrong_value_is_named(make_manifest: MakeManifest):
     error = refused(make_manifest(), max_tokens=-7)
     assert error.found == "-7"
     assert str(error).startswith("adapter manifest: max_tokens is -7: ")
+
+
+TAGS = ("O", "B-x", "I-x")
+
+
+def test_a_token_task_has_tags_and_canaries_of_whole_tokens(make_manifest: MakeManifest):
+    canaries = tuple(Canary(text="a", logits=(0.5,) * 3 * tokens) for tokens in (1, 2, 3, 4))
+    manifest = make_manifest(labels=TAGS, task_kind="token", canaries=canaries)
+    assert parse_manifest(manifest.to_json()) == manifest
+    broken = [canary(logits=[0.5] * count) for count in (3, 6, 9, 4)]
+    assert refused(manifest, canaries=broken).field == "canaries.3.logits"
+    assert refused(manifest, canaries=[canary(logits=[])] * 4).field == "canaries.0.logits"
+    assert refused(manifest, canaries=[canary(logits=[0.5] * 6000)] * 4).field == "canaries"
+    assert refused(manifest, pair=True).field == "pair"
+
+
+@pytest.mark.parametrize("labels", [["B-x", "I-x"], ["O", "B-x", "I-y"], ["O", "loose"]])
+def test_labels_of_a_token_task_that_are_no_tags_are_named(
+    make_manifest: MakeManifest, labels: list[str]
+):
+    with pytest.raises(LabelsError):
+        make_manifest(labels=tuple(labels), task_kind="token")
+
+
+def test_thresholds_belong_to_several_labels_and_abstaining_to_one(make_manifest: MakeManifest):
+    several = make_manifest(
+        task_kind="multi_label", calibration=Calibration(thresholds=(0.3, 0.9), temperature=2.0)
+    )
+    assert parse_manifest(several.to_json()) == several
+    for thresholds in ([0.5], [0.5, 0.5, 0.5]):
+        error = refused(several, calibration={"thresholds": thresholds})
+        assert error.field == "calibration.thresholds"
+    error = refused(several, calibration={"thresholds": [0.5, 1.0]})
+    assert error.field == "calibration.thresholds.1"
+    assert refused(several, calibration={"abstain": 0.5}).field == "calibration.abstain"
+    single = make_manifest(calibration=Calibration(abstain=0.7))
+    assert parse_manifest(single.to_json()) == single
+    error = refused(single, calibration={"thresholds": [0.5, 0.5]})
+    assert error.field == "calibration.thresholds"
+
+
+def test_an_unknown_method_is_told_which_there_are(make_manifest: MakeManifest):
+    error = refused(make_manifest(), method="magic")
+    assert error.field == "method"
+    assert "ytuning" in str(error)
+
+
+def test_optional_fields_that_say_nothing_are_left_out(make_manifest: MakeManifest):
+    fields = json.loads(make_manifest().to_json())
+    assert not {"pooling"} & set(fields)
+    assert set(fields["calibration"]) == {"temperature"}
 
 
 def test_a_missing_field_is_named(make_manifest: MakeManifest):

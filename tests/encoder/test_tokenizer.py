@@ -64,6 +64,18 @@ def test_special_positions_are_those_that_the_tokenizer_added(
         assert cut.truncated
 
 
+def test_offsets_are_characters_of_the_text(spm_folder: Path) -> None:
+    text = "Ünïcödé 漢字 fox 🙂 dog"
+    for tokenizer in (Tokenizer.from_folder(spm_folder), load_encoder("bundled").tokenizer):
+        (row,) = tokenizer.encode([text], 64, offsets=True)
+        assert tokenizer.encode([text], 64)[0].offsets == ()
+        assert len(row.offsets) == len(row.token_ids)
+        content = [place for at, place in enumerate(row.offsets) if at not in row.special]
+        assert content == sorted(content)
+        covered = {at for place in row.offsets for at in range(*place)}
+        assert covered >= {at for at, sign in enumerate(text) if not sign.isspace()}
+
+
 def test_a_literal_special_token_is_split_as_sentencepiece_splits_it(spm_folder: Path) -> None:
     reference = sentencepiece.SentencePieceProcessor(model_file=str(spm_folder / "spm.model"))
     (row,) = Tokenizer.from_folder(spm_folder).encode(["fox [SEP] dog"], 64)
