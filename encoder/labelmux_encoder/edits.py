@@ -82,6 +82,8 @@ class Prefix:
     keys: Tensor  # [S, L, P, H]
     values: Tensor  # [S, L, P, H]
     gate: Gate | None = None
+    #: P, where a layout pads it.
+    length: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate, chain
 from typing import NamedTuple
 
@@ -59,6 +60,8 @@ def lay_out(config: EncoderConfig, edit: Edit, dtype: torch.dtype) -> Edit:
         tensor = tensor.detach().float() * (scale if name == scaled else 1.0)
         return operands[name](tensor).contiguous() if name in operands else tensor.contiguous()
 
+    if isinstance(edit, Prefix):
+        edit = replace(edit, length=edit.keys.shape[2])
     return with_tensors(edit, laid)
 
 
@@ -84,7 +87,7 @@ def _operands(
         LowRank: {"down": narrow_out, "up": narrow_in},
         Bottleneck: {"down": narrow_out, "down_bias": lambda x: _pad(x, -1), "up": narrow_in},
         Prefix: {
-            "keys": lambda x: operand(heads(x).transpose(-1, -2)),  # [.., heads, D, P]
+            "keys": lambda x: operand(_pad(heads(x), -2).transpose(-1, -2)),  # [.., D, padded P]
             "values": lambda x: operand(_pad(heads(x), -2)),  # [.., heads, padded P, D]
         },
     }
@@ -100,6 +103,8 @@ class KernelEdits(NamedTuple):
 
     kinds: list[int]
     sites: list[int]
+    #: Of each edit: how many keys a prefix has, padding not counted; 0 for the others.
+    lengths: list[int]
     #: Of each edit: four of its own, then its gate's weight and bias; empty for none.
     tensors: list[Tensor]
     #: Of each edit and row: which of the stack; -1: none.
@@ -116,6 +121,7 @@ class KernelEdits(NamedTuple):
         return cls(
             [_NUMBERS[type(edit)] for edit, _ in edits],
             [_SITES.index(getattr(edit, "site", "")) for edit, _ in edits],
+            [getattr(edit, "length", 0) for edit, _ in edits],
             list(chain.from_iterable(_tensors(edit) for edit, _ in edits)),
             list(chain.from_iterable(entries for _, entries in edits)),
             list(chain.from_iterable(special)),

@@ -40,6 +40,7 @@ struct Edit {
 
   Kind kind;
   Site site;
+  int64_t length;  // of a prefix
   const at::Tensor* tensors;
   const int64_t* entries;  // of each row; -1: none
 };
@@ -57,7 +58,7 @@ struct Edits {
 // What a row attends to besides itself.
 template <typename T>
 struct RowPrefix {
-  const T* keys = nullptr;    // [heads, D, count] interleaved
+  const T* keys = nullptr;    // [heads, D, padded()] interleaved
   const T* values = nullptr;  // [heads, padded(), D] interleaved
   int64_t count = 0;
   float gate = 1.0f;
@@ -128,7 +129,7 @@ class ChunkEdits {
       if (one.edit->kind != Kind::kPrefix) continue;
       found.resize(lengths_.size());
       found[one.row] = {one.edit->template at<T>(0, one.entry, layer),
-                        one.edit->template at<T>(1, one.entry, layer), one.edit->tensors[0].size(4),
+                        one.edit->template at<T>(1, one.entry, layer), one.edit->length,
                         gates_[place]};
     }
     return found;
@@ -171,6 +172,23 @@ class ChunkEdits {
  private:
   static constexpr int64_t kTile = 16;
   static constexpr int64_t kBlock = 32;  // tokens of one product
+
+  // Scratch memory, kept from call to call.
+  struct Room {
+    template <typename V>
+    static V* of(std::vector<V>& part, int64_t count) {
+      if (static_cast<int64_t>(part.size()) < count) part.resize(count);
+      return part.data();
+    }
+
+    std::vector<T> tokens, narrow;
+    std::vector<float> low, added;
+  };
+
+  static Room& room_of_this_thread() {
+    static thread_local Room room;
+    return room;
+  }
 
   struct Carried {
     const Edit* edit;
@@ -243,14 +261,14 @@ class ChunkEdits {
 
   // `rows` tokens from `first` on, a multiple of kTile; those beyond the chunk's room are zeros.
   const T* tile(const T* data, int64_t stride, int64_t width, int64_t first, int64_t rows,
-                std::vector<T>& scratch) const {
+                Room& room) const {
     if (first + rows <= size_) return data + first * stride;
-    scratch.assign(rows * stride, T(0));
+    T* copy = Room::of(room.tokens, rows * stride);
+    std::fill(copy, copy + rows * stride, T(0));
     for (int64_t token = 0; first + token < size_; ++token) {
-      std::memcpy(scratch.data() + token * stride, data + (first + token) * stride,
-                  width * sizeof(T));
+      std::memcpy(copy + token * stride, data + (first + token) * stride, width * sizeof(T));
     }
-    return scratch.data();
+    return copy;
   }
 
   void add_low_rank(const Carried& one, int64_t layer, float gate, const at::Tensor& source,
@@ -259,19 +277,19 @@ class ChunkEdits {
     const int64_t rank = one.edit->tensors[0].size(3);
     const T* down = one.edit->template at<T>(0, one.entry, layer);
     const T* up = one.edit->template at<T>(1, one.entry, layer);
-    std::vector<float> low(kBlock * rank), added(kBlock * found.width);
-    std::vector<T> narrow(kBlock * rank), scratch;
+    Room& room = room_of_this_thread();
+    float* low = Room::of(room.low, kBlock * rank);
+    float* added = Room::of(room.added, kBlock * found.width);
+    T* narrow = Room::of(room.narrow, kBlock * rank);
     for (int64_t first = 0; first < lengths_[one.row]; first += kBlock) {
       const int64_t real = std::min(kBlock, lengths_[one.row] - first);
       const int64_t rows = round_up(real, kTile);
-      const T* x = tile(source.const_data_ptr<T>(), stride, width, one.start + first, rows, scratch);
-      multiply<T>(rows, rank, width, x, stride, down, rank, low.data(), rank);
-      convert(low.data(), gate, rows * rank, narrow.data());
-      multiply<T>(rows, found.width, rank, narrow.data(), rank, up, found.width, added.data(),
-                  found.width);
+      const T* x = tile(source.const_data_ptr<T>(), stride, width, one.start + first, rows, room);
+      multiply<T>(rows, rank, width, x, stride, down, rank, low, rank);
+      convert(low, gate, rows * rank, narrow);
+      multiply<T>(rows, found.width, rank, narrow, rank, up, found.width, added, found.width);
       for (int64_t token = 0; token < real; ++token) {
-        add(added.data() + token * found.width, 1.0f, found.at(one.start + first + token),
-            found.width);
+        add(added + token * found.width, 1.0f, found.at(one.start + first + token), found.width);
       }
     }
   }
@@ -280,28 +298,31 @@ class ChunkEdits {
                       const Norm& norm, const Tokens<T>& outer) {
     const int64_t width = outer.width, length = lengths_[one.row];
     const int64_t inner = one.edit->tensors[0].size(3), padded = round_up(length, kTile);
-    std::vector<T> read(padded * width, T(0)), narrow(kBlock * inner);
-    std::vector<float> low(kBlock * inner), added(kBlock * width), buffer(width);
+    Room& room = room_of_this_thread();
+    T* read = Room::of(room.tokens, padded * width);
+    T* narrow = Room::of(room.narrow, kBlock * inner);
+    float* low = Room::of(room.low, kBlock * inner);
+    float* added = Room::of(room.added, kBlock * width);
     for (int64_t token = 0; token < length; ++token) {
       add_norm_row<T>(outer.at(one.start + token), attended + (one.start + token) * width, norm,
-                      width, buffer.data(), read.data() + token * width);
+                      width, added, read + token * width);
     }
-    gate = read_gate(one, layer, read.data(), width, width);
+    std::fill(read + length * width, read + padded * width, T(0));
+    gate = read_gate(one, layer, read, width, width);
     const T* down = one.edit->template at<T>(0, one.entry, layer);
     const float* down_bias = one.edit->template at<float>(1, one.entry, layer);
     const T* up = one.edit->template at<T>(2, one.entry, layer);
     const float* up_bias = one.edit->template at<float>(3, one.entry, layer);
     for (int64_t first = 0; first < length; first += kBlock) {
       const int64_t real = std::min(kBlock, length - first), rows = round_up(real, kTile);
-      multiply<T>(rows, inner, width, read.data() + first * width, width, down, inner, low.data(),
-                  inner);
+      multiply<T>(rows, inner, width, read + first * width, width, down, inner, low, inner);
       for (int64_t token = 0; token < rows; ++token) {
-        relu(low.data() + token * inner, down_bias, inner, narrow.data() + token * inner);
+        relu(low + token * inner, down_bias, inner, narrow + token * inner);
       }
-      multiply<T>(rows, width, inner, narrow.data(), inner, up, width, added.data(), width);
+      multiply<T>(rows, width, inner, narrow, inner, up, width, added, width);
       for (int64_t token = 0; token < real; ++token) {
         T* to = outer.at(one.start + first + token);
-        add_biased(added.data() + token * width, up_bias, gate, to, width);
+        add_biased(added + token * width, up_bias, gate, to, width);
       }
     }
   }

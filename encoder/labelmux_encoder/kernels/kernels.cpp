@@ -183,7 +183,7 @@ class Head {
       for (int64_t row = 0; row < rows_; ++row) take_queries(row, first);
       score(tables, head, first);
       for (int64_t row = 0; row < rows_; ++row) weigh(tables, row, first);
-      for (int64_t row = 0; row < rows_; ++row) sum_values(row, head);
+      sum_values(head);
       for (int64_t row = 0; row < rows_; ++row) write(row, first);
     }
   }
@@ -244,9 +244,12 @@ class Head {
       multiply<T>(block_, keys_, size_, scratch_.query_ + row * block_ * size_, size_,
                   scratch_.keys_ + row * keys_ * kInterleave<T>, rows_ * keys_,
                   scratch_.content_ + row * block_ * columns_, columns_);
-      if (group_.prefix == 0) continue;
-      multiply<T>(block_, group_.prefix, size_, scratch_.query_ + row * block_ * size_, size_,
-                  prefix_of(row).keys + head * size_ * group_.prefix, group_.prefix,
+    }
+    // Loops of their own: a change of sizes sets a thread's tile registers up anew.
+    const int64_t count = columns_ - keys_;
+    for (int64_t row = 0; count && row < rows_; ++row) {
+      multiply<T>(block_, count, size_, scratch_.query_ + row * block_ * size_, size_,
+                  prefix_of(row).keys + head * size_ * count, count,
                   scratch_.content_ + row * block_ * columns_ + keys_, columns_);
     }
     if (tables.key != nullptr) {
@@ -285,8 +288,8 @@ class Head {
         value.store(logits + key);
         highest = labelmux::higher(highest, value);
       }
-      if (group_.prefix) highest = weigh_prefix(prefix_of(row).gate, logits + keys_, highest);
       const float gate = group_.prefix ? prefix_of(row).gate : 1.0f;
+      if (group_.prefix) highest = weigh_prefix(gate, logits + keys_, highest);
       sums_[row * block_ + query] =
           exponentiate(logits, labelmux::highest_of(highest), gate, weights + query * columns_);
     }
@@ -304,15 +307,18 @@ class Head {
     return highest;
   }
 
-  void sum_values(int64_t row, int64_t head) {
-    const T* weights = scratch_.weights_ + row * block_ * columns_;
-    float* context = scratch_.context_ + row * block_ * size_;
-    multiply<T>(block_, size_, keys_, weights, columns_, scratch_.values_ + row * keys_ * size_,
-                size_, context, size_);
-    if (group_.prefix == 0) return;
+  void sum_values(int64_t head) {
+    for (int64_t row = 0; row < rows_; ++row) {
+      multiply<T>(block_, size_, keys_, scratch_.weights_ + row * block_ * columns_, columns_,
+                  scratch_.values_ + row * keys_ * size_, size_,
+                  scratch_.context_ + row * block_ * size_, size_);
+    }
     const int64_t count = columns_ - keys_;
-    multiply<T>(block_, size_, count, weights + keys_, columns_,
-                prefix_of(row).values + head * count * size_, size_, context, size_, /*add=*/true);
+    for (int64_t row = 0; count && row < rows_; ++row) {
+      multiply<T>(block_, size_, count, scratch_.weights_ + row * block_ * columns_ + keys_,
+                  columns_, prefix_of(row).values + head * count * size_, size_,
+                  scratch_.context_ + row * block_ * size_, size_, /*add=*/true);
+    }
   }
 
   Floats gather_p2c(int64_t row, int64_t query, int64_t key,
@@ -324,8 +330,7 @@ class Head {
   }
 
   static Floats mask_from(const Floats& value, int64_t count) {
-    const Floats nothing(-std::numeric_limits<float>::infinity());
-    return count <= 0 ? nothing : Floats::set(nothing, value, count);
+    return labelmux::first_lanes(value, count, Floats(-std::numeric_limits<float>::infinity()));
   }
 
   // `gate` scales what the prefix adds, not its share of the softmax.
@@ -585,10 +590,11 @@ void run_side_by_side(const Pass& pass, const std::vector<Chunk>& chunks, at::Te
 }
 
 labelmux::Edits edits_of(int64_t rows, c10::ArrayRef<int64_t> kinds, c10::ArrayRef<int64_t> sites,
-                         at::TensorList tensors, c10::ArrayRef<int64_t> entries,
+                         c10::ArrayRef<int64_t> prefix_lengths, at::TensorList tensors,
+                         c10::ArrayRef<int64_t> entries,
                          c10::ArrayRef<int64_t> special, c10::ArrayRef<int64_t> special_starts) {
   const int64_t count = static_cast<int64_t>(kinds.size());
-  TORCH_CHECK(sites.size() == kinds.size() &&
+  TORCH_CHECK(sites.size() == kinds.size() && prefix_lengths.size() == kinds.size() &&
                   static_cast<int64_t>(tensors.size()) == count * labelmux::Edit::kTensors &&
                   static_cast<int64_t>(entries.size()) == count * rows &&
                   static_cast<int64_t>(special_starts.size()) == rows + 1,
@@ -596,7 +602,7 @@ labelmux::Edits edits_of(int64_t rows, c10::ArrayRef<int64_t> kinds, c10::ArrayR
   labelmux::Edits edits{{}, special, special_starts};
   for (int64_t index = 0; index < count; ++index) {
     edits.all.push_back({static_cast<labelmux::Kind>(kinds[index]), static_cast<Site>(sites[index]),
-                         tensors.data() + index * labelmux::Edit::kTensors,
+                         prefix_lengths[index], tensors.data() + index * labelmux::Edit::kTensors,
                          entries.data() + index * rows});
   }
   return edits;
@@ -610,13 +616,13 @@ void layers(at::TensorList constants, c10::ArrayRef<int64_t> lengths,
             bool side_by_side, int64_t heads, int64_t centre, double epsilon,
             c10::string_view activation, c10::string_view algorithm,
             c10::ArrayRef<int64_t> edit_kinds, c10::ArrayRef<int64_t> edit_sites,
-            at::TensorList edit_tensors, c10::ArrayRef<int64_t> edit_entries,
+            c10::ArrayRef<int64_t> prefix_lengths, at::TensorList edit_tensors, c10::ArrayRef<int64_t> edit_entries,
             c10::ArrayRef<int64_t> special, c10::ArrayRef<int64_t> special_starts,
             at::Tensor& states) {
   const int64_t rows = static_cast<int64_t>(lengths.size());
   const Pass pass{constants, heads, centre, epsilon, activation, algorithm,
-                  edits_of(rows, edit_kinds, edit_sites, edit_tensors, edit_entries, special,
-                           special_starts)};
+                  edits_of(rows, edit_kinds, edit_sites, prefix_lengths, edit_tensors,
+                           edit_entries, special, special_starts)};
   TORCH_CHECK(states.is_contiguous() && states.size(0) == pass.layers() + 1 &&
                   chunk_rows.size() == chunk_sizes.size(),
               "layers: wrong shapes");
@@ -640,8 +646,8 @@ TORCH_LIBRARY_FRAGMENT(labelmux, library) {
   library.def(
       "layers(Tensor[] constants, int[] lengths, int[] chunk_rows, int[] chunk_sizes, "
       "bool side_by_side, int heads, int centre, float epsilon, str activation, str algorithm, "
-      "int[] edit_kinds, int[] edit_sites, Tensor[] edit_tensors, int[] edit_entries, "
-      "int[] special, int[] special_starts, Tensor(a!) states) -> ()");
+      "int[] edit_kinds, int[] edit_sites, int[] prefix_lengths, Tensor[] edit_tensors, "
+      "int[] edit_entries, int[] special, int[] special_starts, Tensor(a!) states) -> ()");
 }
 
 // Weights in oneDNN's order are of this backend.
