@@ -115,6 +115,7 @@ def make_adapter(tiny_encoder: LoadedEncoder) -> Callable[..., Adapter]:
         task_kind: str = "single_label",
         pair: bool = False,
         width: int = 8,
+        max_tokens: int = 64,
         **fields: Any,
     ) -> Adapter:
         tokens = task_kind == "token"
@@ -133,7 +134,7 @@ def make_adapter(tiny_encoder: LoadedEncoder) -> Callable[..., Adapter]:
             sizes=sizes.to_mapping(),
             encoder="tiny",
             encoder_fingerprint=tiny_encoder.encoder.fingerprint,
-            max_tokens=64,
+            max_tokens=max_tokens,
             pair=pair,
             metrics={},
             parameters=count,

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TypeVar
 
 from labelmux_cli.texts import Row
-from labelmux_client import ClassifyResult, Client, InvalidRequestError, TextResult
+from labelmux_client import ClassifyResult, Client, InvalidRequestError, TextResult, Windows
 
 Item = TypeVar("Item")
 
@@ -27,6 +27,7 @@ class Question:
     top_k: int | None = None
     raw_scores: bool = False
     truncation: bool = True
+    windows: Windows | None = None
 
 
 def ask(client: Client, rows: Sequence[Row], question: Question) -> list[TextResult]:
@@ -57,4 +58,5 @@ def _call(client: Client, rows: Sequence[Row], question: Question) -> ClassifyRe
         top_k=question.top_k,
         raw_scores=question.raw_scores,
         truncation=question.truncation,
+        windows=question.windows,
     )

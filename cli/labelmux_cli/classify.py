@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.text import Text
@@ -15,11 +15,13 @@ from labelmux_cli.connection import DEFAULT_URL, AsJson, Key, Url, connect
 from labelmux_cli.errors import FailedError, UsageError
 from labelmux_cli.output import plain, print_json, print_table, reported, tell, to_json
 from labelmux_cli.texts import Format, Row, open_input, rows_of_arguments, rows_of_lines
-from labelmux_client import Client, Prediction, TextResult
+from labelmux_client import Client, Prediction, Span, TextResult, Windows
 
 #: Labels that people see of each answer, if they do not say how many.
 _SHOWN_LABELS = 3
 _SHOWN_CHARS = 60
+_BOLD = ("", "bold")
+_WINDOWS = Windows()
 
 
 @reported
@@ -64,11 +66,23 @@ def classify(
     no_truncation: Annotated[
         bool, typer.Option("--no-truncation", help="A text that is too long is an error.")
     ] = False,
+    windows: Annotated[
+        bool,
+        typer.Option("--windows", help="Read a text that is too long in parts, none is cut."),
+    ] = False,
+    overlap_tokens: Annotated[
+        int,
+        typer.Option("--overlap-tokens", metavar="N", min=0, help="What two parts share."),
+    ] = _WINDOWS.overlap_tokens,
+    aggregation: Annotated[
+        Literal["mean", "max"],
+        typer.Option("--aggregation", help="What the scores of all parts become."),
+    ] = _WINDOWS.aggregation,
     url: Url = DEFAULT_URL,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Classify texts on a running server.
+    """Classify texts on a running server: labels, or the spans that a task finds.
 
     Texts are arguments, or lines of a file or of stdin; JSONL lines have them under "text".
     With --json, arguments give one JSON object, a file or stdin one JSON line per text.
@@ -76,6 +90,7 @@ def classify(
     Example:
       labelmux classify "what a lovely film" --task sentiment
       labelmux classify "win a prize" --all
+      labelmux classify --file reports.txt --task topic --windows
       labelmux classify "a man sleeps" "a man is asleep" --pair --task paraphrase
       labelmux classify --file texts.jsonl --task sentiment --json > out.jsonl
     """
@@ -89,6 +104,7 @@ def classify(
         top_k=top_k if top_k is not None or as_json else _SHOWN_LABELS,
         raw_scores=raw_scores,
         truncation=not no_truncation,
+        windows=Windows(overlap_tokens, aggregation) if windows else None,
     )
     with connect(url, key) as client:
         if texts:
@@ -142,7 +158,11 @@ def _as_object(row: Row, result: TextResult) -> dict[str, Any]:
         name: {"error": {"code": failure.code, "message": failure.message}}
         for name, failure in result.failures.items()
     }
-    return row.fields | texts | {"predictions": to_json(dict(result.predictions)) | failures}
+    predictions = {
+        name: {key: value for key, value in to_json(prediction).items() if value is not None}
+        for name, prediction in result.predictions.items()
+    }
+    return row.fields | texts | {"predictions": predictions | failures}
 
 
 def _print_people(answers: Iterable[Answer]) -> bool:
@@ -151,26 +171,49 @@ def _print_people(answers: Iterable[Answer]) -> bool:
     for row, result in answers:
         shown = _shorten(row)
         for name, prediction in result.predictions.items():
-            table.append((shown, name, _labels(prediction)))
+            table.append((shown, name, _answer(prediction)))
             shown = ""
         for name, failure in result.failures.items():
             table.append((shown, name, Text(f"{plain(failure.message)}", style="red")))
             shown = ""
             complete = False
     if table:
-        print_table(("Text", "Task", "Labels"), table)
+        print_table(("Text", "Task", "Answer"), table)
     else:
         tell("nothing was asked: no rows, or no task that reads such texts")
     return complete
 
 
-def _labels(prediction: Prediction) -> Text:
-    first, *others = (
-        Text.assemble(plain(item.label), f" {item.score:.3f}") for item in prediction.labels
-    )
-    first.stylize("bold")
-    text = Text(", ").join([first, *others])
+def _answer(prediction: Prediction) -> Text:
+    text = _spans(prediction.spans) if prediction.labels is None else _labels(prediction)
+    if prediction.abstained:
+        text.append(" (not sure)", style="yellow")
     return text.append(" (truncated)", style="yellow") if prediction.truncated else text
+
+
+def _labels(prediction: Prediction) -> Text:
+    """The labels that the text has stand out."""
+    labels = prediction.labels or ()
+    given = set(prediction.predicted or ())
+    if prediction.predicted is None:
+        given = set() if prediction.abstained else {item.label for item in labels[:1]}
+    return _listed(
+        Text.assemble(plain(item.label), f" {item.score:.3f}", style=_BOLD[item.label in given])
+        for item in labels
+    )
+
+
+def _spans(spans: Sequence[Span] | None) -> Text:
+    return _listed(
+        Text.assemble(
+            (plain(span.label).plain, "bold"), " ", plain(span.text), f" {span.score:.3f}"
+        )
+        for span in spans or ()
+    )
+
+
+def _listed(items: Iterable[Text]) -> Text:
+    return Text(", ").join(items) or Text("nothing", style="dim")
 
 
 def _shorten(row: Row) -> str:

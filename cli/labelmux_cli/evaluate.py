@@ -115,7 +115,7 @@ def _ask_server(
 
 
 def _scores(prediction: Prediction, info: TaskInfo) -> Sequence[float]:
-    by_label = {item.label: item.score for item in prediction.labels}
+    by_label = {item.label: item.score for item in prediction.labels or ()}
     if by_label.keys() != set(info.labels):
         raise FailedError(
             f"version {prediction.version} of task {info.task!r} has other labels than the active "

@@ -62,7 +62,8 @@ class Tokenizer:
         self._backend.pre_tokenizer = _without_special_pieces(backend)
         self._backend.no_padding()
         self._backend.no_truncation()
-        self._limit_tokens: int | None = None
+        #: Longest row, and what the parts of a longer one have in common; in tokens.
+        self._cut_tokens: tuple[int, int] | None = None
         self._lock = threading.Lock()
 
     @classmethod
@@ -98,12 +99,33 @@ class Tokenizer:
         A pair loses tokens from the longer of its texts first. Special tokens are never cut. With
         ``offsets``, rows say where their tokens lie.
         """
+        encoded = self._encode(texts, max_tokens, 0)
+        return [_row(found, bool(found.overflowing), offsets) for found in encoded]
+
+    def windows(
+        self, texts: Sequence[str], max_tokens: int, overlap_tokens: int, *, offsets: bool = False
+    ) -> list[list[TokenRow]]:
+        """Each text as rows of at most ``max_tokens`` that together hold all of it, in its order.
+
+        Each begins with the last ``overlap_tokens`` that the one before it has of the text; more
+        than a row can have but its special tokens is more than there may be.
+        """
+        return [
+            [_row(part, False, offsets) for part in (found, *found.overflowing)]
+            for found in self._encode(texts, max_tokens, overlap_tokens)
+        ]
+
+    def _encode(
+        self, texts: Sequence[TextInput], max_tokens: int, overlap_tokens: int
+    ) -> list[tokenizers.Encoding]:
         with self._lock:
-            if max_tokens != self._limit_tokens:
-                self._backend.enable_truncation(max_tokens, strategy="longest_first")
-                self._limit_tokens = max_tokens
-            encoded = self._backend.encode_batch(list(texts))
-        return [_row(found, offsets) for found in encoded]
+            if (max_tokens, overlap_tokens) != self._cut_tokens:
+                self._backend.enable_truncation(
+                    max_tokens, stride=overlap_tokens, strategy="longest_first"
+                )
+                self._cut_tokens = (max_tokens, overlap_tokens)
+            encoded: list[tokenizers.Encoding] = self._backend.encode_batch(list(texts))
+        return encoded
 
     def digest(self) -> str:
         """SHA-256 over the vocabulary in id order and the ids of fixed probe texts.
@@ -117,11 +139,11 @@ class Tokenizer:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _row(found: tokenizers.Encoding, offsets: bool) -> TokenRow:
+def _row(found: tokenizers.Encoding, truncated: bool, offsets: bool) -> TokenRow:
     return TokenRow(
         tuple(found.ids),
         tuple(found.type_ids),
-        bool(found.overflowing),
+        truncated,
         tuple(compress(count(), found.special_tokens_mask)),
         tuple(found.offsets) if offsets else (),
     )

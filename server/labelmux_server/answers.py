@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import orjson
 from fastapi import Response
+from numpy.typing import NDArray
 
-from labelmux_adapters.scores import to_scores
+from labelmux_adapters.iob2 import OUTSIDE, Run, runs_of, words_of
+from labelmux_adapters.manifest import Manifest
+from labelmux_adapters.scores import thresholds_of, to_scores
+from labelmux_encoder.tokenizer import TextInput
 from labelmux_server.engine import Classified, Column, Outcome
 from labelmux_server.errors import ServerError, error_part
 from labelmux_server.registry import Version
+from labelmux_server.schemas import ClassifyRequest
+from labelmux_server.windows import aggregate, of_words
 
 
 def json_answer(body: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -31,15 +37,15 @@ def error_answer(
 
 
 def classify_body(
-    found: Classified, texts: int, top_k: int | None, *, raw_scores: bool
+    found: Classified, texts: Sequence[TextInput], wanted: ClassifyRequest
 ) -> dict[str, Any]:
     """The body of a classification."""
-    columns = [_column(column, texts, top_k, raw_scores) for column in found.columns]
+    columns = [_column(column, texts, wanted) for column in found.columns]
     names = [column.name for column in found.columns]
     return {
         "results": [
             {"predictions": {name: cells[at] for name, cells in zip(names, columns, strict=True)}}
-            for at in range(texts)
+            for at in range(len(texts))
         ],
         "encoder_rows": found.encoder_rows,
         "tokens": found.tokens,
@@ -53,46 +59,102 @@ def server_timing(stages: Mapping[str, float], started_s: float) -> str:
 
 
 def _column(
-    column: Column, texts: int, top_k: int | None, raw_scores: bool
+    column: Column, texts: Sequence[TextInput], wanted: ClassifyRequest
 ) -> list[dict[str, Any]]:
     """One task's part of every result."""
     if column.version is None:
         assert column.error is not None
-        return [_error(column.error)] * texts
-    answered = [outcome for outcome in column.outcomes if outcome.error is None]
-    labels = iter(_labels(column.version, answered, top_k, raw_scores) if answered else ())
-    return [
-        _cell(column.version, next(labels), outcome.truncated, raw_scores)
+        return [_error(column.error)] * len(texts)
+    answered = [
+        (text, outcome)
+        for text, outcome in zip(texts, column.outcomes, strict=True)
         if outcome.error is None
-        else _error(outcome.error)
+    ]
+    cells = iter(_cells(column.version, answered, wanted) if answered else ())
+    return [
+        next(cells) if outcome.error is None else _error(outcome.error)
         for outcome in column.outcomes
     ]
 
 
-def _labels(
-    version: Version, answered: Sequence[Outcome], top_k: int | None, raw_scores: bool
-) -> list[list[dict[str, Any]]]:
-    """Labels and scores of each text, best first; all texts at once."""
-    logits = np.array([outcome.logits for outcome in answered])  # [texts, K]
-    scores = logits if raw_scores else to_scores(logits, version.manifest)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
-    names = version.manifest.labels
-    return [
-        [{"label": names[at], "score": values[at]} for at in places]
-        for places, values in zip(order.tolist(), scores.tolist(), strict=True)
-    ]
+Answered = Sequence[tuple[TextInput, Outcome]]
 
 
-def _cell(
-    version: Version, labels: list[dict[str, Any]], truncated: bool, raw_scores: bool
-) -> dict[str, Any]:
-    return {
+def _cells(version: Version, answered: Answered, wanted: ClassifyRequest) -> list[dict[str, Any]]:
+    """One task's predictions."""
+    manifest = version.manifest
+    tokens = manifest.task_kind == "token"
+    parts = _spans(manifest, answered) if tokens else _labels(manifest, answered, wanted)
+    common = {
         "task": version.task,
         "version": version.number,
         "digest": version.digest,
-        "labels": labels,
-        "truncated": truncated,
-        "calibrated": not raw_scores and version.manifest.calibration.temperature != 1.0,
+        "task_kind": manifest.task_kind,
+    }
+    calibrated = not wanted.raw_scores and manifest.calibration.temperature != 1.0
+    return [
+        {
+            **common,
+            **own,
+            "truncated": outcome.truncated,
+            "windows": len(outcome.rows),
+            "calibrated": calibrated,
+        }
+        for own, (_, outcome) in zip(parts, answered, strict=True)
+    ]
+
+
+def _labels(
+    manifest: Manifest, answered: Answered, wanted: ClassifyRequest
+) -> Iterator[dict[str, Any]]:
+    """Labels and scores of each text, best first, and what they mean; all texts at once."""
+    how = "mean" if wanted.windows is None else wanted.windows.aggregation
+    logits = np.array([aggregate(outcome.logits, how) for _, outcome in answered])  # [texts, K]
+    scores = to_scores(logits, manifest)
+    order = np.argsort(-logits, axis=1, kind="stable").tolist()
+    shown = (logits if wanted.raw_scores else scores).tolist()
+    names = manifest.labels
+    for places, values, verdict in zip(order, shown, _verdicts(manifest, scores), strict=True):
+        labels = [{"label": names[at], "score": values[at]} for at in places[: wanted.top_k]]
+        if manifest.task_kind == "multi_label":
+            yield {"labels": labels, "predicted": [names[at] for at in places if verdict[at]]}
+        else:
+            yield {"labels": labels, "abstained": verdict}
+
+
+def _verdicts(manifest: Manifest, scores: NDArray[np.float32]) -> Any:
+    """Of each text: which labels it has, [texts, K]; or whether the task abstains, [texts]."""
+    if manifest.task_kind == "multi_label":
+        return (scores >= thresholds_of(manifest)).tolist()
+    return (scores.max(axis=1) < (manifest.calibration.abstain or 0.0)).tolist()
+
+
+def _spans(manifest: Manifest, answered: Answered) -> Iterator[dict[str, Any]]:
+    """The spans of each text."""
+    for text, outcome in answered:
+        assert isinstance(text, str)
+        words = words_of(text)
+        read, logits = of_words(words, outcome.rows, outcome.logits)
+        scores = to_scores(logits, manifest)
+        best = scores.argmax(axis=1).tolist()
+        tags = [
+            manifest.labels[at] if was_read else OUTSIDE
+            for at, was_read in zip(best, read.tolist(), strict=True)
+        ]
+        yield {"spans": [_span(text, words, run, scores) for run in runs_of(tags)]}
+
+
+def _span(
+    text: str, words: Sequence[tuple[int, int]], run: Run, scores: NDArray[np.float32]
+) -> dict[str, Any]:
+    start, end = words[run.first][0], words[run.end - 1][1]
+    score = scores[run.first : run.end].max(axis=1).mean()
+    return {
+        "label": run.label,
+        "start": start,
+        "end": end,
+        "text": text[start:end],
+        "score": float(score),
     }
 
 

@@ -16,6 +16,8 @@ from labelmux_server.batcher import Batcher
 from labelmux_server.caller import Caller
 from labelmux_server.errors import (
     NeedsPairsError,
+    NoRawScoresError,
+    OverlapTooLongError,
     ServerError,
     TakesSingleTextsError,
     TextTruncatedError,
@@ -25,15 +27,18 @@ from labelmux_server.errors import (
 from labelmux_server.registry import Registry, Version, parse_name
 from labelmux_server.residency import Hold, Residency
 from labelmux_server.submission import Row, Submission, row_key
-from labelmux_server.tokenizer_pool import TokenizerPool
+from labelmux_server.tokenizer_pool import Encoded, TokenizerPool, Want
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One text for one task: logits [K], or why there are none."""
+    """One text for one task: what was read and the logits, or why there are none."""
 
-    logits: Any
-    truncated: bool
+    #: One, or one per window.
+    rows: Sequence[TokenRow] = ()
+    #: Of each row. [K], or [T, K] of a token task
+    logits: Sequence[Any] = ()
+    truncated: bool = False
     error: ServerError | None = None
 
 
@@ -56,6 +61,18 @@ class Classified:
     tokens: int
     #: Seconds by stage, in order.
     stages: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How the texts of a call may be read."""
+
+    #: False: a text that is longer than a task reads is an error.
+    truncation: bool = True
+    #: None: such a text is cut. Else it is read in windows that share so many tokens.
+    overlap_tokens: int | None = None
+    #: Whether logits are wanted: then a task that answers with spans is in error.
+    raw_scores: bool = False
 
 
 class Engine:
@@ -85,37 +102,34 @@ class Engine:
         names: Sequence[str],
         texts: Sequence[TextInput],
         caller: Caller,
-        *,
-        truncation: bool = True,
+        terms: Terms | None = None,
     ) -> Classified:
         """Logits of every text for every task named, by the versions that are active now.
 
         Raises:
             RateLimitedError: the caller has used up its tokens.
             OverloadedError: too much waits already.
-            TooManyTextsError: texts times tasks are more than may ever wait.
+            TooManyTextsError: texts, or windows, times tasks are more than may ever wait.
             TimedOutError: no answer in time.
         """
-        call = _Call(self._registry, self._residency, caller, names, texts)
+        call = _Call(self._registry, self._residency, caller, names, texts, terms or Terms())
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._run(call, texts, truncation)
+                return await self._run(call, texts)
         except TimeoutError as error:
             raise TimedOutError(self._timeout_s) from error
         finally:
             call.leave()
 
-    async def _run(self, call: _Call, texts: Sequence[TextInput], truncation: bool) -> Classified:
-        if len(texts) * len(call.readable) > self._max_rows:
-            raise TooManyTextsError(
-                "rows (texts times tasks)", len(texts) * len(call.readable), self._max_rows
-            )
+    async def _run(self, call: _Call, texts: Sequence[TextInput]) -> Classified:
+        self._check_rows("rows (texts times tasks)", len(texts) * len(call.readable))
         started = time.monotonic()
-        limits = {limit for _, limit in call.readable.values()}
-        tokens = await self._tokenizers.encode(texts, sorted(limits)) if limits else {}
+        want = call.want()
+        tokens = await self._tokenizers.encode(texts, want) if want.limits else {}
         tokenise_s = time.monotonic() - started
         await call.wait_resident()
-        rows = call.rows(tokens, truncation)
+        rows = call.rows(tokens)
+        self._check_rows("rows (windows of texts times tasks)", len(rows))
         distinct = {row.key: len(row.token_ids) for row in rows}
         total = sum(distinct.values())
         if total > self._max_tokens:
@@ -131,6 +145,10 @@ class Engine:
             "readout": submission.readout_s,
         }
         return Classified(call.columns(submission.answers), submission.encoder_rows, total, stages)
+
+    def _check_rows(self, what: str, rows: int) -> None:
+        if rows > self._max_rows:
+            raise TooManyTextsError(what, rows, self._max_rows)
 
     async def _wait(self, call: _Call, rows: Sequence[Row]) -> Submission:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -166,17 +184,19 @@ class _Call:
         caller: Caller,
         names: Sequence[str],
         texts: Sequence[TextInput],
+        terms: Terms,
     ) -> None:
         self.caller = caller
         self.names = names
+        self._terms = terms
         self.in_flight = False
         self._left = False
         self._holds: dict[str, Hold] = {}
         self._errors: dict[str, ServerError] = {}
         #: Tasks that can read these texts, each with its limit in tokens.
         self.readable: dict[str, tuple[Version, int]] = {}
-        #: Per task and text: the place of its row, or why it has none.
-        self._places: dict[str, list[tuple[int, bool] | ServerError]] = {}
+        #: Per task and text: what is read of it and the first one's place, or why nothing is.
+        self._places: dict[str, list[tuple[Sequence[TokenRow], int] | ServerError]] = {}
         pairs = isinstance(texts[0], tuple)
         for name in names:
             try:
@@ -185,11 +205,20 @@ class _Call:
                 if version.pair != pairs:
                     kind = TakesSingleTextsError if pairs else NeedsPairsError
                     raise kind(version.task)
+                _check_terms(version, terms)
                 self._holds[name] = residency.hold(version)
             except ServerError as error:
                 self._errors[name] = error
                 continue
             self.readable[name] = (version, version.manifest.max_tokens)
+
+    def want(self) -> Want:
+        """What the tasks need of the texts' tokens."""
+        return Want(
+            sorted({limit for _, limit in self.readable.values()}),
+            self._terms.overlap_tokens,
+            any(found.manifest.task_kind == "token" for found, _ in self.readable.values()),
+        )
 
     async def wait_resident(self) -> None:
         """Return once every adapter is in the bank; a task whose adapter cannot be is in error."""
@@ -202,22 +231,25 @@ class _Call:
                 self._errors[name] = error
                 del self.readable[name]
 
-    def rows(self, tokens: dict[int, list[TokenRow]], truncation: bool) -> list[Row]:
-        """Every (text, task) that can be answered."""
+    def rows(self, tokens: Encoded) -> list[Row]:
+        """Every (text, task) that can be answered, in windows where there are."""
         rows: list[Row] = []
         keys = {
-            limit: [row_key(row.token_ids, row.type_ids) for row in found]
+            limit: [[row_key(row.token_ids, row.type_ids) for row in parts] for parts in found]
             for limit, found in tokens.items()
         }
         for name, (version, limit) in self.readable.items():
             slot = self._holds[name].slot.result()
             places = self._places[name] = []
-            for index, (key, token_row) in enumerate(zip(keys[limit], tokens[limit], strict=True)):
-                if token_row.truncated and not truncation:
+            for index, (own, parts) in enumerate(zip(keys[limit], tokens[limit], strict=True)):
+                if parts[0].truncated and not self._terms.truncation:
                     places.append(TextTruncatedError(version.task, index, limit))
                     continue
-                places.append((len(rows), token_row.truncated))
-                rows.append(Row(key, token_row.token_ids, token_row.type_ids, slot))
+                places.append((parts, len(rows)))
+                rows += [
+                    Row(key, part.token_ids, part.type_ids, slot)
+                    for key, part in zip(own, parts, strict=True)
+                ]
         return rows
 
     def columns(self, answers: Sequence[Any]) -> list[Column]:
@@ -228,9 +260,9 @@ class _Call:
         if name in self._errors:
             return Column(name, None, self._errors[name])
         outcomes = [
-            Outcome(None, truncated=True, error=place)
+            Outcome(truncated=True, error=place)
             if isinstance(place, ServerError)
-            else Outcome(answers[place[0]], place[1])
+            else _outcome(*place, answers)
             for place in self._places[name]
         ]
         return Column(name, self.readable[name][0], None, outcomes)
@@ -249,3 +281,16 @@ class _Call:
         if self._left and not self.in_flight:
             for hold in self._holds.values():
                 hold.release()
+
+
+def _check_terms(version: Version, terms: Terms) -> None:
+    if terms.raw_scores and version.manifest.task_kind == "token":
+        raise NoRawScoresError(version.task)
+    # With more, the number of windows would grow with the overlap, not with the text.
+    most = version.manifest.max_tokens // 2 - 1
+    if terms.overlap_tokens is not None and terms.overlap_tokens > most:
+        raise OverlapTooLongError(version.task, terms.overlap_tokens, most)
+
+
+def _outcome(rows: Sequence[TokenRow], first: int, answers: Sequence[Any]) -> Outcome:
+    return Outcome(rows, answers[first : first + len(rows)], rows[0].truncated)

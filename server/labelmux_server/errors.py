@@ -16,7 +16,9 @@ ServerError
 │   ├── DigestMismatchError       the body's SHA-256 is not the one that the header states
 │   ├── NeedsPairsError           the task reads two texts, the request has single ones
 │   ├── TakesSingleTextsError     the task reads one text, the request has pairs
-│   └── TextTruncatedError        a text is too long and the caller refused truncation
+│   ├── TextTruncatedError        a text is too long and the caller refused truncation
+│   ├── OverlapTooLongError       windows would share more than half of what the task reads
+│   └── NoRawScoresError          the task's answer has no room for logits
 ├── LookupFailedError             the thing named is not here
 │   ├── RouteNotFoundError        no such path
 │   ├── MethodNotAllowedError     the path is there, the method is not
@@ -184,6 +186,28 @@ class TextTruncatedError(RequestError):
             task=task,
             index=index,
             limit_tokens=limit_tokens,
+        )
+
+
+class OverlapTooLongError(RequestError):
+    """Windows would share more than half of what the task reads at a time."""
+
+    def __init__(self, task: str, found_tokens: int, limit_tokens: int) -> None:
+        super().__init__(
+            f"windows.overlap_tokens is {found_tokens}, task {task!r} takes at most "
+            f"{limit_tokens}, half of what it reads at a time; give less",
+            task=task,
+            limit_tokens=limit_tokens,
+        )
+
+
+class NoRawScoresError(RequestError):
+    """The task answers with spans, which have no logits."""
+
+    def __init__(self, task: str) -> None:
+        super().__init__(
+            f'task {task!r} answers with spans, which have no logits; leave out "raw_scores"',
+            task=task,
         )
 
 
@@ -430,6 +454,8 @@ TABLE: Mapping[type[Exception], Answer] = {
     NeedsPairsError: Answer(422, "task_needs_pairs"),
     TakesSingleTextsError: Answer(422, "task_takes_single_texts"),
     TextTruncatedError: Answer(422, "text_truncated"),
+    OverlapTooLongError: Answer(422, "overlap_too_long"),
+    NoRawScoresError: Answer(422, "no_raw_scores"),
     RouteNotFoundError: Answer(404, "not_found"),
     MethodNotAllowedError: Answer(405, "method_not_allowed"),
     TaskNotFoundError: Answer(404, "task_not_found"),

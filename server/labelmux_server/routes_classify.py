@@ -13,7 +13,7 @@ from labelmux_server.answers import classify_body, json_answer, server_timing
 from labelmux_server.bodies import read_json, unless_gone
 from labelmux_server.caller import Caller
 from labelmux_server.documented import body_of, documented
-from labelmux_server.engine import Classified
+from labelmux_server.engine import Classified, Terms
 from labelmux_server.registry import Registry
 from labelmux_server.schemas import ClassifyAnswer, ClassifyRequest
 from labelmux_server.service import Service
@@ -55,6 +55,8 @@ _TIMED: dict[int | str, dict[str, Any]] = {
         errors.NeedsPairsError,
         errors.TakesSingleTextsError,
         errors.TextTruncatedError,
+        errors.OverlapTooLongError,
+        errors.NoRawScoresError,
         errors.OverloadedError,
         errors.RateLimitedError,
         errors.InternalError,
@@ -79,14 +81,19 @@ async def classify(request: Request) -> Response:
     found = await unless_gone(
         request,
         service.engine.classify(
-            _names(wanted, service.registry, caller), texts, caller, truncation=wanted.truncation
+            _names(wanted, service.registry, caller), texts, caller, _terms(wanted)
         ),
     )
     if wanted.task is not None:
         _raise_first_error(found)
-    body = classify_body(found, len(texts), wanted.top_k, raw_scores=wanted.raw_scores)
+    body = classify_body(found, texts, wanted)
     timing = server_timing(found.stages, request.state.started_s)
     return json_answer(body, headers={"server-timing": timing})
+
+
+def _terms(wanted: ClassifyRequest) -> Terms:
+    overlap_tokens = None if wanted.windows is None else wanted.windows.overlap_tokens
+    return Terms(wanted.truncation, overlap_tokens, wanted.raw_scores)
 
 
 def _check_sizes(texts: list[TextInput], settings: Settings) -> None:

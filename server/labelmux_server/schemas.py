@@ -7,6 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
+from labelmux_adapters.kinds import TaskKind
+from labelmux_server.windows import Aggregation
+
 _ONE_OR_MANY = WithJsonSchema(
     {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
 )
@@ -18,6 +21,23 @@ class _Request(BaseModel):
 
 class _Answer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Windows(_Request):
+    """How a text that is longer than a task reads is read in parts."""
+
+    overlap_tokens: int = Field(
+        32,
+        ge=0,
+        le=32_768,
+        description="Tokens that a window shares with the one before it; at most half of the "
+        "task's `max_tokens`, less one.",
+    )
+    aggregation: Aggregation = Field(
+        "mean",
+        description="What the logits of all windows become before they are calibrated, label by "
+        "label. A token task takes each word from the window that shows most around it.",
+    )
 
 
 class ClassifyRequest(_Request):
@@ -40,8 +60,13 @@ class ClassifyRequest(_Request):
         None, min_length=1, description="Pairs of texts that a task reads together."
     )
     top_k: int | None = Field(None, ge=1, description="Only so many labels, best first.")
-    raw_scores: bool = Field(False, description="Logits instead of calibrated probabilities.")
+    raw_scores: bool = Field(
+        False, description="Logits instead of calibrated probabilities; not of token tasks."
+    )
     truncation: bool = Field(True, description="False: a text that is too long is an error.")
+    windows: Windows | None = Field(
+        None, description="Read a long text in overlapping windows instead of cutting it."
+    )
 
     @field_validator("texts", mode="before")
     @classmethod
@@ -54,6 +79,8 @@ class ClassifyRequest(_Request):
             raise ValueError('give exactly one of "task" and "tasks"')
         if (self.texts is None) == (self.pairs is None):
             raise ValueError('give exactly one of "texts" and "pairs"')
+        if self.windows is not None and self.pairs is not None:
+            raise ValueError('"windows" are of single texts; leave them out, or send "texts"')
         return self
 
 
@@ -103,15 +130,56 @@ class LabelScore(_Answer):
     score: float = Field(description="A probability, or a logit with `raw_scores`.")
 
 
-class Prediction(_Answer):
-    """One task's answer for one text."""
+class Span(_Answer):
+    """A part of the text, and what it is."""
 
+    label: str
+    start: int = Field(description="Its first character; the text's first is 0.")
+    end: int = Field(description="The character after its last.")
+    text: str
+    score: float = Field(description="Mean probability of its words' tags.")
+
+
+class _Prediction(_Answer):
     task: str
     version: int
     digest: str
-    labels: list[LabelScore] = Field(description="Best first.")
     truncated: bool = Field(description="Whether the task read only the beginning.")
+    windows: int = Field(description="How many parts of the text were read: 1 without `windows`.")
     calibrated: bool = Field(description="Whether a fitted temperature shaped the scores.")
+
+
+class SingleLabelPrediction(_Prediction):
+    """The answer of a task whose texts have one label each."""
+
+    task_kind: Literal["single_label"]
+    labels: list[LabelScore] = Field(description="Best first.")
+    abstained: bool = Field(
+        description="Whether the best score is below the one from which the task is sure enough."
+    )
+
+
+class MultiLabelPrediction(_Prediction):
+    """The answer of a task whose texts have any number of labels."""
+
+    task_kind: Literal["multi_label"]
+    labels: list[LabelScore] = Field(description="Best first; each score is the label's own.")
+    predicted: list[str] = Field(
+        description="The labels whose score reaches their threshold, best first, whatever `top_k`."
+    )
+
+
+class TokenPrediction(_Prediction):
+    """The answer of a task that finds spans."""
+
+    task_kind: Literal["token"]
+    spans: list[Span] = Field(description="In the order of the text.")
+
+
+Prediction = Annotated[
+    SingleLabelPrediction | MultiLabelPrediction | TokenPrediction,
+    Field(discriminator="task_kind"),
+]
 
 
 class TextResult(_Answer):
@@ -135,8 +203,8 @@ class TaskInfo(_Answer):
 
     task: str
     method: str
-    task_kind: str
-    labels: list[str] = Field(description="In logit order.")
+    task_kind: TaskKind
+    labels: list[str] = Field(description="In logit order; those of a token task are IOB2 tags.")
     pair: bool = Field(description="Whether it reads two texts.")
     max_tokens: int
     version: int

@@ -88,6 +88,41 @@ def test_a_task_that_fails_beside_others_ends_in_1(labelmux, server):
     assert "none: task_not_found" in people.out
 
 
+COMMON = {"truncated": False, "windows": 1, "calibrated": True}
+SPAN = {"label": "person", "start": 0, "end": 3, "text": "Ada", "score": 0.9}
+
+
+def test_spans_are_shown_with_what_they_are(labelmux, server):
+    server.tasks["spam"].answer = COMMON | {"task_kind": "token", "spans": [SPAN]}
+    assert "person Ada 0.900" in labelmux("classify", "Ada", "--task", "spam", url=server.url).out
+    done = labelmux("classify", "Ada", "--task", "spam", "--json", url=server.url)
+    prediction = done.json["results"][0]["predictions"]["spam"]
+    assert prediction["spans"] == [SPAN]
+    assert not {"labels", "predicted", "abstained"} & set(prediction)
+    server.tasks["spam"].answer["spans"] = []
+    assert "nothing" in labelmux("classify", "Ada", "--task", "spam", url=server.url).out
+
+
+def test_a_task_that_is_not_sure_says_so(labelmux, server):
+    labels = [{"label": "spam", "score": 0.5}, {"label": "ham", "score": 0.4}]
+    unsure = COMMON | {"task_kind": "single_label", "labels": labels, "abstained": True}
+    server.tasks["spam"].answer = unsure
+    assert "(not sure)" in labelmux("classify", "hm", "--task", "spam", url=server.url).out
+    several = COMMON | {"task_kind": "multi_label", "labels": labels, "predicted": ["spam"]}
+    server.tasks["spam"].answer = several
+    done = labelmux("classify", "hm", "--task", "spam", "--json", url=server.url)
+    assert done.json["results"][0]["predictions"]["spam"]["predicted"] == ["spam"]
+
+
+def test_windows_reach_the_server(labelmux, server):
+    arguments = ("classify", "hi", "--task", "spam", "--windows", "--aggregation", "max")
+    labelmux(*arguments, "--overlap-tokens", 8, url=server.url)
+    wanted = {"overlap_tokens": 8, "aggregation": "max"}
+    assert json.loads(server.requests[-1][2])["windows"] == wanted
+    labelmux("classify", "hi", "--task", "spam", url=server.url)
+    assert "windows" not in json.loads(server.requests[-1][2])
+
+
 def test_options_reach_the_server(labelmux, server):
     labelmux(
         "classify",

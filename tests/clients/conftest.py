@@ -20,8 +20,11 @@ PREDICTION: dict[str, Any] = {
     "task": "spam",
     "version": 3,
     "digest": DIGEST,
+    "task_kind": "single_label",
     "labels": [{"label": "spam", "score": 0.75}, {"label": "ham", "score": 0.25}],
+    "abstained": False,
     "truncated": False,
+    "windows": 1,
     "calibrated": True,
 }
 TASK: dict[str, Any] = {

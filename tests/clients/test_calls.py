@@ -5,7 +5,15 @@ from datetime import UTC, datetime
 
 import pytest
 
-from labelmux_client import AnswerError, LabelScore, PushResult, TaskNotFoundError, VersionRef
+from labelmux_client import (
+    AnswerError,
+    LabelScore,
+    PushResult,
+    Span,
+    TaskNotFoundError,
+    VersionRef,
+    Windows,
+)
 
 
 def test_classify_one_text_for_one_task(ask, wire):
@@ -46,6 +54,25 @@ def test_classify_all_tasks_with_every_option(ask, wire):
         _ = result.prediction
 
 
+def test_what_a_kind_of_task_does_not_have_is_none(ask, wire):
+    common = {name: wire.PREDICTION[name] for name in ("task", "version", "digest")}
+    common |= {"truncated": False, "windows": 3, "calibrated": False}
+    span = {"label": "PER", "start": 0, "end": 3, "text": "Ada", "score": 0.9}
+    spans = common | {"task_kind": "token", "spans": [span]}
+    several = common | {"task_kind": "multi_label", "predicted": ["joy"]}
+    several |= {"labels": [{"label": "joy", "score": 0.7}, {"label": "anger", "score": 0.1}]}
+    server = wire.server(wire.classified({"ner": spans, "mood": several, "spam": wire.PREDICTION}))
+    (found,) = ask(server, "classify", "Ada", tasks="*", windows=Windows(8, "max"))
+    assert server.bodies[0]["windows"] == {"overlap_tokens": 8, "aggregation": "max"}
+    assert found["ner"].spans == (Span("PER", 0, 3, "Ada", 0.9),)
+    assert (found["ner"].labels, found["ner"].predicted, found["ner"].windows) == (None, None, 3)
+    with pytest.raises(ValueError, match="spans"):
+        _ = found["ner"].label
+    assert found["mood"].predicted == ("joy",) and found["mood"].label == "joy"
+    assert (found["mood"].spans, found["mood"].abstained) == (None, None)
+    assert (found["spam"].abstained, found["spam"].predicted) == (False, None)
+
+
 def test_a_task_that_fails_leaves_the_others(ask, wire):
     failed = {"error": {"code": "task_not_found", "message": "no task 'x'"}}
     server = wire.server(wire.classified({"spam": wire.PREDICTION, "x": failed}))
@@ -65,6 +92,7 @@ def test_a_task_that_fails_leaves_the_others(ask, wire):
         ({"task": "x"}, "texts or pairs"),
         ({"texts": "a", "pairs": [("a", "b")], "task": "x"}, "texts or pairs"),
         ({"texts": "a"}, "task"),
+        ({"pairs": [("a", "b")], "task": "x", "windows": Windows()}, "single texts"),
         ({"texts": "a", "task": "x", "tasks": ["y"]}, "task"),
         ({"pairs": ("ab", "cd"), "task": "x"}, "two texts"),
         ({"pairs": [("a", "b", "c")], "task": "x"}, "two texts"),

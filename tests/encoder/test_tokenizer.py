@@ -140,3 +140,25 @@ def test_a_damaged_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):
         Tokenizer.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize("overlap_tokens", [0, 3, 6])
+def test_windows_hold_the_whole_text_and_share_the_overlap(
+    overlap_tokens: int, spm_folder: Path
+) -> None:
+    text = "the quick brown fox jumps over the lazy dog, " * 3
+    for tokenizer in (Tokenizer.from_folder(spm_folder), load_encoder("bundled").tokenizer):
+        (whole,) = tokenizer.encode([text], 512, offsets=True)
+        short, windows = tokenizer.windows(["a dog", text], 16, overlap_tokens, offsets=True)
+        assert short == [tokenizer.encode(["a dog"], 16, offsets=True)[0]]
+        assert len(windows) > 2
+        assert all(len(row.token_ids) <= 16 and not row.truncated for row in windows)
+        assert all(row.special == (0, len(row.token_ids) - 1) for row in windows)
+        ids, places = list(windows[0].token_ids[1:-1]), list(windows[0].offsets[1:-1])
+        for row in windows[1:]:
+            assert list(row.token_ids[1 : 1 + overlap_tokens]) == ids[len(ids) - overlap_tokens :]
+            ids += row.token_ids[1 + overlap_tokens : -1]
+            places += row.offsets[1 + overlap_tokens : -1]
+        assert ids == list(whole.token_ids[1:-1])
+        assert places == list(whole.offsets[1:-1])
+        assert tokenizer.encode([text], 16)[0].truncated

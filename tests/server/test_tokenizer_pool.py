@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from labelmux_encoder.tokenizer import TokenRow
-from labelmux_server.tokenizer_pool import TokenizerPool
+from labelmux_server.tokenizer_pool import TokenizerPool, Want
 
 WORDS = "the train to the coast leaves at nine and the bus at ten"
 
@@ -23,7 +23,7 @@ class FakeTokenizer:
     def clone(self) -> FakeTokenizer:
         return self
 
-    def encode(self, texts, max_tokens: int) -> list[TokenRow]:
+    def encode(self, texts, max_tokens: int, *, offsets: bool) -> list[TokenRow]:
         self.threads.add(threading.get_ident())
         if "wait" in texts:
             self.entered.set()
@@ -43,35 +43,50 @@ def fake() -> Iterator[FakeTokenizer]:
 def test_each_limit_gets_what_the_tokenizer_gives_for_it(tiny_encoder):
     async def scenario():
         pool = TokenizerPool(tiny_encoder.tokenizer, threads=2)
-        found = await pool.encode([WORDS, "the bus"], [8, 64])
+        found = await pool.encode([WORDS, "the bus"], Want([8, 64]))
         pool.close()
         return found
 
     found = asyncio.run(scenario())
     for limit, rows in found.items():
-        assert rows == tiny_encoder.tokenizer.encode([WORDS, "the bus"], limit)
-    assert found[8][0].truncated
+        assert [row for (row,) in rows] == tiny_encoder.tokenizer.encode([WORDS, "the bus"], limit)
+    assert found[8][0][0].truncated
     assert found[8][1] is found[64][1]
+
+
+def test_windows_are_of_each_limit_and_of_long_texts_alone(tiny_encoder):
+    async def scenario():
+        pool = TokenizerPool(tiny_encoder.tokenizer, threads=1)
+        found = await pool.encode([WORDS, "the bus"], Want([8, 12, 64], 2, offsets=True))
+        pool.close()
+        return found
+
+    found = asyncio.run(scenario())
+    assert [[len(rows) for rows in found[limit]] for limit in (64, 12, 8)] == [
+        *([1, 1], [2, 1], [3, 1]),
+    ]
+    for limit in (8, 12):
+        assert found[limit][0] == tiny_encoder.tokenizer.windows([WORDS], limit, 2, offsets=True)[0]
 
 
 def test_a_text_that_cannot_be_tokenised_fails_its_call_alone(fake):
     async def scenario():
         pool = TokenizerPool(fake, threads=1)
         with pytest.raises(RuntimeError, match="no such words"):
-            await pool.encode(["fail"], [8])
-        found = await pool.encode(["a b"], [8])
+            await pool.encode(["fail"], Want([8]))
+        found = await pool.encode(["a b"], Want([8]))
         pool.close()
         return found
 
-    assert asyncio.run(scenario())[8][0].token_ids == (1, 1)
+    assert asyncio.run(scenario())[8][0][0].token_ids == (1, 1)
 
 
 def test_the_loop_and_other_calls_go_on_while_one_call_is_tokenised(fake):
     async def scenario():
         pool = TokenizerPool(fake, threads=2)
-        slow = asyncio.ensure_future(pool.encode(["wait"], [8]))
+        slow = asyncio.ensure_future(pool.encode(["wait"], Want([8])))
         await asyncio.to_thread(fake.entered.wait, 20)
-        await pool.encode(["a"], [8])
+        await pool.encode(["a"], Want([8]))
         assert not slow.done()
         fake.gate.set()
         await slow
@@ -84,14 +99,14 @@ def test_the_loop_and_other_calls_go_on_while_one_call_is_tokenised(fake):
 def test_a_call_that_was_given_up_is_not_tokenised_and_blocks_nobody(fake):
     async def scenario():
         pool = TokenizerPool(fake, threads=1)
-        running = asyncio.ensure_future(pool.encode(["wait"], [8]))
+        running = asyncio.ensure_future(pool.encode(["wait"], Want([8])))
         await asyncio.to_thread(fake.entered.wait, 20)
-        waiting = asyncio.ensure_future(pool.encode(["fail"], [8]))
+        waiting = asyncio.ensure_future(pool.encode(["fail"], Want([8])))
         await asyncio.sleep(0)
         for call in (running, waiting):
             call.cancel()
         fake.gate.set()
-        found = await pool.encode(["a"], [8])
+        found = await pool.encode(["a"], Want([8]))
         pool.close()
         return found
 

@@ -33,12 +33,14 @@ from labelmux_client._types import (
     Prediction,
     PushResult,
     ServerInfo,
+    Span,
     TaskFailure,
     TaskInfo,
     TextResult,
     VersionInfo,
     VersionList,
     VersionRef,
+    Windows,
 )
 
 __version__ = VERSION
@@ -65,6 +67,7 @@ __all__ = [
     "PushResult",
     "ServerFailureError",
     "ServerInfo",
+    "Span",
     "StatusError",
     "TaskExistsError",
     "TaskFailure",
@@ -78,5 +81,6 @@ __all__ = [
     "VersionList",
     "VersionNotFoundError",
     "VersionRef",
+    "Windows",
     "__version__",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import quote
@@ -26,12 +26,14 @@ from labelmux_client._types import (
     Prediction,
     PushResult,
     ServerInfo,
+    Span,
     TaskFailure,
     TaskInfo,
     TextResult,
     VersionInfo,
     VersionList,
     VersionRef,
+    Windows,
 )
 
 __all__: list[str] = []
@@ -115,6 +117,7 @@ def classify(
     top_k: int | None,
     raw_scores: bool,
     truncation: bool,
+    windows: Windows | None,
 ) -> Call[ClassifyResult]:
     """Scores of texts or pairs for one task or several."""
     if (texts is None) == (pairs is None):
@@ -138,6 +141,10 @@ def classify(
         body["raw_scores"] = True
     if not truncation:
         body["truncation"] = False
+    if windows is not None:
+        if pairs is not None:
+            raise ValueError("windows are of single texts, not of pairs")
+        body["windows"] = asdict(windows)
     return _json_call("POST", "/v1/classify", _classify_result, body)
 
 
@@ -273,10 +280,27 @@ def _prediction(item: Mapping[str, Any]) -> Prediction:
         task=item["task"],
         version=item["version"],
         digest=item["digest"],
-        labels=tuple(LabelScore(pair["label"], pair["score"]) for pair in item["labels"]),
+        task_kind=item["task_kind"],
         truncated=item["truncated"],
+        windows=item["windows"],
         calibrated=item["calibrated"],
+        labels=_each(item.get("labels"), _label_score),
+        abstained=item.get("abstained"),
+        predicted=_each(item.get("predicted"), str),
+        spans=_each(item.get("spans"), _span),
     )
+
+
+def _each(items: Sequence[Any] | None, read: Callable[[Any], T]) -> tuple[T, ...] | None:
+    return None if items is None else tuple(map(read, items))
+
+
+def _label_score(item: Mapping[str, Any]) -> LabelScore:
+    return LabelScore(item["label"], item["score"])
+
+
+def _span(item: Mapping[str, Any]) -> Span:
+    return Span(item["label"], item["start"], item["end"], item["text"], item["score"])
 
 
 def _task_info(item: Mapping[str, Any]) -> TaskInfo:

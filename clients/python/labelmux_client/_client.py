@@ -32,6 +32,7 @@ from labelmux_client._types import (
     TaskInfo,
     VersionList,
     VersionRef,
+    Windows,
 )
 
 __all__ = ["AsyncClient", "Client"]
@@ -139,6 +140,7 @@ class Client:
         top_k: int | None = None,
         raw_scores: bool = False,
         truncation: bool = True,
+        windows: Windows | None = None,
     ) -> ClassifyResult:
         """Scores of texts (or of pairs of texts) for one task or several.
 
@@ -151,8 +153,9 @@ class Client:
             task: name of one task; ``name@3`` is its version 3.
             tasks: instead of ``task``, names of several, or ``"*"`` for all that read such texts.
             top_k: give only so many labels, the likeliest.
-            raw_scores: give logits instead of probabilities.
+            raw_scores: give logits instead of probabilities; not of tasks that find spans.
             truncation: False makes a text that is too long an error.
+            windows: read such a text in parts instead.
 
         Raises:
             ValueError: both or neither of two arguments that exclude each other.
@@ -166,6 +169,7 @@ class Client:
                 top_k=top_k,
                 raw_scores=raw_scores,
                 truncation=truncation,
+                windows=windows,
             )
         )
 
@@ -291,6 +295,7 @@ class AsyncClient:
         top_k: int | None = None,
         raw_scores: bool = False,
         truncation: bool = True,
+        windows: Windows | None = None,
     ) -> ClassifyResult:
         """As ``Client.classify``."""
         return await self._send(
@@ -302,6 +307,7 @@ class AsyncClient:
                 top_k=top_k,
                 raw_scores=raw_scores,
                 truncation=truncation,
+                windows=windows,
             )
         )
 

@@ -152,6 +152,8 @@ CODES: Mapping[str, type[StatusError]] = {
     "text_too_long": InvalidRequestError,
     "text_truncated": InvalidRequestError,
     "unsupported_media_type": InvalidRequestError,
+    "overlap_too_long": InvalidRequestError,
+    "no_raw_scores": InvalidRequestError,
     "task_needs_pairs": InvalidRequestError,
     "task_takes_single_texts": InvalidRequestError,
     "method_not_allowed": InvalidRequestError,

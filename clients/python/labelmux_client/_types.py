@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from labelmux_client._errors import error_class
 
@@ -17,13 +17,26 @@ __all__ = [
     "Prediction",
     "PushResult",
     "ServerInfo",
+    "Span",
     "TaskFailure",
     "TaskInfo",
     "TextResult",
     "VersionInfo",
     "VersionList",
     "VersionRef",
+    "Windows",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Read a text that is longer than the task reads in parts, instead of cutting it."""
+
+    #: Tokens that a part shares with the one before it; at most half of the task's ``max_tokens``,
+    #: less one.
+    overlap_tokens: int = 32
+    #: What the logits of all parts become before they are calibrated.
+    aggregation: Literal["mean", "max"] = "mean"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,29 +49,64 @@ class LabelScore:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """A part of the text, and what it is: ``text[start:end]``."""
+
+    label: str
+    start: int
+    end: int
+    text: str
+    #: Mean probability of its words' tags.
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
-    """What one task says of one text."""
+    """What one task says of one text. What its kind of task does not have is None."""
 
     task: str
     #: The version that answered, and the digest of its file.
     version: int
     digest: str
-    #: The likeliest first; at most ``top_k``.
-    labels: tuple[LabelScore, ...]
+    #: ``single_label``, ``multi_label`` or ``token``.
+    task_kind: str
     #: The text was longer than the task reads; its end was not seen.
     truncated: bool
+    #: How many parts of the text were read; 1 where ``windows`` was not asked for.
+    windows: int
     #: A temperature, fitted on the task's dev set, shaped the scores; False for raw scores.
     calibrated: bool
+    #: Of single_label and multi_label: the likeliest first; at most ``top_k``.
+    labels: tuple[LabelScore, ...] | None = None
+    #: Of single_label: no score is high enough for the task to be sure.
+    abstained: bool | None = None
+    #: Of multi_label: the labels that the text has, the likeliest first, whatever ``top_k``.
+    predicted: tuple[str, ...] | None = None
+    #: Of token: what was found, in the order of the text.
+    spans: tuple[Span, ...] | None = None
 
     @property
     def label(self) -> str:
-        """The likeliest label."""
-        return self.labels[0].label
+        """The likeliest label.
+
+        Raises:
+            ValueError: a task that finds spans has none.
+        """
+        return self._best().label
 
     @property
     def score(self) -> float:
-        """The likeliest label's score."""
-        return self.labels[0].score
+        """The likeliest label's score.
+
+        Raises:
+            ValueError: a task that finds spans has none.
+        """
+        return self._best().score
+
+    def _best(self) -> LabelScore:
+        if not self.labels:
+            raise ValueError(f"task {self.task!r} finds spans, not labels; take .spans instead")
+        return self.labels[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +201,7 @@ class TaskInfo:
 
     task: str
     method: str
+    #: ``single_label``, ``multi_label`` or ``token``.
     task_kind: str
     #: In the order of the logits.
     labels: tuple[str, ...]
