@@ -82,6 +82,7 @@ def measured(run: Run, data: Path, encoder: str) -> Line:
         "core_seconds": round(outcome.meter.core_seconds, 1),
         "peak_bytes": outcome.meter.peak_bytes,
         "file_bytes": outcome.file_bytes,
+        "by_layer": [round(value, 4) for value in outcome.by_layer],
     }
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from full_finetuning import MAX_TOKENS, FullSettings, fit_full
 from labelled_sets import Split
 from labelmux_adapters.files import Adapter
 from labelmux_encoder.weights import LoadedEncoder, load_encoder, read_checkpoint
-from labelmux_training.features import FeatureCache
+from labelmux_training.features import FeatureCache, Features
 from labelmux_training.metrics import Ids
 from labelmux_training.probe import fit_probe
 from labelmux_training.serving import serve_texts
@@ -54,6 +54,9 @@ class Outcome:
     file_bytes: int
     #: Of the training alone, extraction of features and choice of the epoch counted.
     meter: Meter
+    #: What the method says of the encoder's hidden states, the embeddings first: the dev accuracy
+    #: of a probe on each, or how much of each it reads.
+    by_layer: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,25 +94,48 @@ def _full(problem: Problem, learning_rate: float, seed: int) -> Outcome:
 
 
 def _probe(problem: Problem, _learning_rate: float, _seed: int) -> Outcome:
-    loaded = load_encoder(problem.encoder)
+    return _probe_layers(problem, lambda states: [states - 1])
+
+
+def _best_layer(problem: Problem, _learning_rate: float, _seed: int) -> Outcome:
+    return _probe_layers(problem, lambda states: list(range(states)))
+
+
+def _probe_layers(problem: Problem, choose: Callable[[int], list[int]]) -> Outcome:
+    """A probe on each of these hidden states, given how many there are; the best by dev."""
+    loaded = load_encoder(problem.encoder, dtype="auto")
     with tempfile.TemporaryDirectory() as folder:
         cache = FeatureCache(Path(folder))
         with Meter() as meter:
-            features, dev = (
+            train, dev = (
                 cache.features(loaded, split.rows.texts, MAX_TOKENS)
                 for split in (problem.train, problem.dev)
             )
-            probe = fit_probe(features, problem.train.gold, dev, problem.dev.gold)
+            probes = {
+                layer: fit_probe(
+                    _layer(train, layer), problem.train.gold, _layer(dev, layer), problem.dev.gold
+                )
+                for layer in choose(train.states)
+            }
+            best = max(probes, key=lambda layer: probes[layer].dev.accuracy)
         test = cache.features(loaded, problem.test.rows.texts, MAX_TOKENS)
         parameters = len(problem.labels) * (loaded.encoder.config.hidden_size + 1)
         return Outcome(
-            dev=probe.scores(dev).argmax(1),
-            test=probe.scores(test).argmax(1),
+            dev=probes[best].scores(_layer(dev, best)).argmax(1),
+            test=probes[best].scores(_layer(test, best)).argmax(1),
             parameters=parameters,
             share=parameters / loaded.encoder.parameter_count,
             file_bytes=_FP32_BYTES * parameters,
             meter=meter,
+            by_layer=tuple(probe.dev.accuracy for probe in probes.values()),
         )
+
+
+def _layer(features: Features, layer: int) -> Features:
+    """The features of one hidden state alone, as if it were the last."""
+    hidden = features.values.shape[1] // features.states
+    values = features.values[:, layer * hidden : (layer + 1) * hidden]
+    return replace(features, values=values, states=1)
 
 
 def _ytuning(problem: Problem, learning_rate: float, seed: int) -> Outcome:
@@ -118,7 +144,7 @@ def _ytuning(problem: Problem, learning_rate: float, seed: int) -> Outcome:
 
 def _adapter(problem: Problem, settings: TrainerSettings) -> Outcome:
     """As ``labelmux train`` makes it, scored from its file by the path that serves requests."""
-    loaded = load_encoder(problem.encoder)
+    loaded = load_encoder(problem.encoder, dtype="auto")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         options = TrainOptions(
@@ -142,7 +168,14 @@ def _adapter(problem: Problem, settings: TrainerSettings) -> Outcome:
             share=manifest.parameter_share,
             file_bytes=made.size_bytes,
             meter=meter,
+            by_layer=_mix(made.adapter),
         )
+
+
+def _mix(adapter: Adapter) -> tuple[float, ...]:
+    """How much of each hidden state a readout takes; empty where it does not mix them."""
+    mix = adapter.tensors.get("mix")
+    return () if mix is None else tuple(mix.float().softmax(0).tolist())
 
 
 def _served(adapter: Adapter, loaded: LoadedEncoder, split: Split) -> Ids:
@@ -163,4 +196,5 @@ METHODS: Mapping[str, Method] = {
     "full": Method("full fine-tuning", (1e-4, 5e-5), _full),
     "ytuning": Method("Y-Tuning", (5e-4, 1e-3), _ytuning),
     "probe": Method("linear probe", (), _probe),
+    "best-layer": Method("probe of the best layer", (), _best_layer),
 }
