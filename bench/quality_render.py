@@ -11,7 +11,9 @@ from quality_methods import METHODS
 from quality_pictures import draw
 from quality_plan import SEEDS, TABLES, Line
 from quality_summary import (
+    BEST_LAYER,
     FULL,
+    YTUNING,
     Column,
     Result,
     Results,
@@ -25,6 +27,8 @@ from quality_summary import (
 
 PAGE = "quality.md"
 _MIB = 2**20
+#: The table and the rows whose layers are shown.
+_LAYERS_OF = ("full-size", 7000)
 
 
 def render(lines: Sequence[Line], folder: Path) -> None:
@@ -36,7 +40,7 @@ def render(lines: Sequence[Line], folder: Path) -> None:
     found = results(lines)
     page = folder / PAGE
     text = page.read_text()
-    parts = {"bars": bar_table(bars(found))}
+    parts = {"bars": bar_table(bars(found)), "layers": layers_text(found)}
     parts |= {name: table_text(found, name) for name in TABLES}
     for name, part in parts.items():
         text = between_marks(text, name, part)
@@ -65,6 +69,29 @@ def table_text(found: Results, name: str) -> str:
     if missing:
         parts.append("Not measured:\n\n" + "\n".join(f"- {line}" for line in missing))
     return "\n\n".join(parts) or "Nothing is measured yet."
+
+
+def layers_text(found: Results) -> str:
+    """By hidden state: a probe's dev accuracy, the best in bold, and how much Y-Tuning takes."""
+    made = columns(found, *_LAYERS_OF)
+    rows = []
+    for each in TABLES[_LAYERS_OF[0]].sets:
+        for method, what in ((BEST_LAYER, "probe on dev"), (YTUNING, "share in Y-Tuning")):
+            result = made[method].by_set.get(each) if method in made else None
+            if result is not None:
+                rows.append((f"{each}, {what}", *_percents(result, bold=method == BEST_LAYER)))
+    states = max((len(row) - 1 for row in rows), default=0)
+    header = ("%", "embeddings", *(f"layer {layer}" for layer in range(1, states)))
+    return table(header, rows) if rows else "Nothing is measured yet."
+
+
+def _percents(result: Result, bold: bool) -> list[str]:
+    values: list[float] = result.lines[0]["by_layer"]
+    best = max(values, default=0.0)
+    return [
+        f"**{100 * value:.1f}**" if bold and value == best else f"{100 * value:.1f}"
+        for value in values
+    ]
 
 
 def _scores(made: dict[str, Column], name: str) -> str:

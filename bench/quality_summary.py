@@ -11,7 +11,7 @@ from figures import Bar
 from quality_methods import METHODS
 from quality_plan import SEEDS, TABLES, Cell, Line, Run, cells, chosen_rate, learning_rates
 
-FULL, YTUNING, PROBE = "full", "ytuning", "probe"
+FULL, YTUNING, PROBE, BEST_LAYER = "full", "ytuning", "probe", "best-layer"
 
 
 @dataclass(frozen=True)
