@@ -107,7 +107,7 @@ def make_adapter(tiny_encoder: LoadedEncoder) -> Callable[..., Adapter]:
     from labelmux_adapters.canaries import serve_logits
     from labelmux_adapters.files import read_adapter, write_adapter
     from labelmux_adapters.manifest import Canary, Manifest
-    from labelmux_adapters.ytuning import YTuningSizes, expected_tensors, parameter_count
+    from labelmux_adapters.methods import METHODS
 
     def make(
         labels: tuple[str, ...] = ("a", "b"),
@@ -116,22 +116,28 @@ def make_adapter(tiny_encoder: LoadedEncoder) -> Callable[..., Adapter]:
         pair: bool = False,
         width: int = 8,
         max_tokens: int = 64,
+        method: str = "ytuning",
+        sizes: dict[str, int] | None = None,
         **fields: Any,
     ) -> Adapter:
-        tokens = task_kind == "token"
-        sizes = YTuningSizes(hidden=32, states=3, width=width, heads=2, ffn=2 * width)
+        own = {"states": 3, "width": width, "heads": 2, "ffn": 2 * width}
+        if edited := METHODS[method].edited:
+            own = {"layers": 2, "inner": 48, **edited.defaults, **(sizes or {})}
+            if task_kind != "token":
+                fields.setdefault("pooling", "mean")
+        sizes = {"hidden": 32, **own}
         generator = torch.Generator().manual_seed(seed)
+        specs = METHODS[method].expected_tensors(sizes, len(labels), task_kind)
         tensors = {
-            name: torch.randn(shape, generator=generator)
-            for name, shape in expected_tensors(sizes, len(labels), tokens=tokens).items()
+            name: torch.randn(spec.shape, generator=generator) for name, spec in specs.items()
         }
         texts = [(text, WORDS[0]) if pair else text for text in WORDS[:4]]
-        count = parameter_count(sizes, len(labels), tokens=tokens)
+        count = sum(spec.values for spec in specs.values())
         manifest = Manifest(
             task_kind=task_kind,
             labels=labels,
-            method="ytuning",
-            sizes=sizes.to_mapping(),
+            method=method,
+            sizes=sizes,
             encoder="tiny",
             encoder_fingerprint=tiny_encoder.encoder.fingerprint,
             max_tokens=max_tokens,

@@ -36,8 +36,13 @@ def check_fit(adapter: Adapter, encoder: FrozenEncoder) -> None:
     manifest, config = adapter.manifest, encoder.config
     if manifest.encoder_fingerprint != encoder.fingerprint:
         raise ForeignEncoderError(manifest.encoder_fingerprint, encoder.fingerprint)
-    for size, needed in (("hidden", config.hidden_size), ("states", config.num_layers + 1)):
-        if manifest.sizes[size] != needed:
+    for size, needed in (
+        ("hidden", config.hidden_size),
+        ("states", config.num_layers + 1),
+        ("layers", config.num_layers),
+        ("inner", config.intermediate_size),
+    ):
+        if manifest.sizes.get(size, needed) != needed:
             raise SizeMisfitError(f"sizes.{size}", manifest.sizes[size], str(needed))
     if manifest.max_tokens > config.max_tokens:
         raise SizeMisfitError("max_tokens", manifest.max_tokens, f"at most {config.max_tokens}")
@@ -72,9 +77,10 @@ def serve_logits(
 
     Each [K], or [T, K] of a token task, special tokens included. Any thread may call it.
     """
-    bank = Bank(loaded.encoder.device, loaded.encoder.dtype)
+    bank = Bank.beside(loaded.encoder)
     slot = bank.add(adapter)
     tokens = loaded.tokenizer.encode(texts, adapter.manifest.max_tokens)
     batch = pack_rows(tokens)
     wanted = [(index, slot) for index in range(len(texts))]
-    return bank.readout(loaded.encoder(batch), batch.lengths, wanted)
+    features = loaded.encoder(batch, bank.edits([slot.edit] * len(texts)))
+    return bank.readout(features, batch.lengths, wanted)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from labelmux_adapters.layout import Index
-from labelmux_adapters.stack import Constants
+from labelmux_adapters.slots import Constants
 from labelmux_adapters.texts import TextBatch
 from labelmux_adapters.ytuning_constants import StackShape
 from labelmux_adapters.ytuning_stack import YTuningStack

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import datetime, timedelta
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import (
     AwareDatetime,
@@ -24,7 +24,7 @@ from pydantic import (
 
 from labelmux_adapters.errors import LabelsError, ManifestError
 from labelmux_adapters.iob2 import check_tags
-from labelmux_adapters.kinds import TaskKind
+from labelmux_adapters.kinds import Pooling, TaskKind
 from labelmux_adapters.methods import METHODS
 from labelmux_adapters.strict_json import load_object
 
@@ -98,7 +98,7 @@ class Manifest(_Record):
     #: The method's sizes: with the labels, they fix every tensor's shape.
     sizes: dict[str, Size] = Field(max_length=32)
     #: What of the features a method with a linear head reads; None for one that has none.
-    pooling: Literal["mean", "first"] | None = None
+    pooling: Pooling | None = None
     #: The encoder's name, for people; the fingerprint decides.
     encoder: Name
     encoder_fingerprint: Digest
@@ -154,6 +154,16 @@ class Manifest(_Record):
         if created_at.utcoffset() != timedelta(0):
             raise ManifestError("created_at", created_at.isoformat(), "give the time in UTC")
         return created_at
+
+    @model_validator(mode="after")
+    def _pooling_fits_the_method(self) -> Self:
+        pools = METHODS[self.method].edited is not None and self.task_kind != "token"
+        if (self.pooling is not None) != pools:
+            problem = "give mean or first" if pools else "its readout pools nothing: leave it out"
+            raise ManifestError(
+                "pooling", self.pooling, f"{self.method} {self.task_kind}: {problem}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _labels_fit_the_kind(self) -> Self:

@@ -7,8 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from labelmux_adapters import ytuning
+from labelmux_adapters.bitfit import BITFIT
+from labelmux_adapters.edited import EditMethod
 from labelmux_adapters.errors import ManifestError
+from labelmux_adapters.ia3 import IA3
 from labelmux_adapters.kinds import TaskKind
+from labelmux_adapters.linear import LINEAR
+from labelmux_adapters.pasta import PASTA
+from labelmux_adapters.unipelt import BOTTLENECK, LORA, PREFIX, UNIPELT
 
 #: Bytes of one value, by safetensors' name of the dtypes that an adapter may be stored in.
 DTYPE_BYTES = {"F32": 4, "F16": 2}
@@ -35,6 +41,8 @@ class Method:
     #: Raises ValueError for sizes that the method cannot have. Its cost must not depend on the
     #: sizes' values.
     shapes: Callable[[Mapping[str, int], int, TaskKind], Mapping[str, tuple[int, ...]]]
+    #: Its declaration, if a linear head reads what it makes of the pass.
+    edited: EditMethod | None = None
 
     def expected_tensors(
         self, sizes: Mapping[str, int], labels: int, kind: TaskKind = "single_label"
@@ -58,4 +66,11 @@ def _ytuning_shapes(
     return ytuning.expected_tensors(read, labels, tokens=kind == "token")
 
 
-METHODS: dict[str, Method] = {"ytuning": Method("ytuning", _ytuning_shapes)}
+def _edited(method: EditMethod) -> Method:
+    return Method(method.name, lambda sizes, labels, _: method.shapes(sizes, labels), method)
+
+
+METHODS: dict[str, Method] = {"ytuning": Method("ytuning", _ytuning_shapes)} | {
+    method.name: _edited(method)
+    for method in (PASTA, UNIPELT, LORA, PREFIX, BOTTLENECK, BITFIT, IA3, LINEAR)
+}

@@ -37,6 +37,37 @@ class TextBatch:
         return [0, *accumulate(self.lengths[:-1])]
 
     @cached_property
+    def last(self) -> Tensor:
+        """The last layer's states in float32. [N, H]"""
+        return self.features[-1].float()
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """The mean of each text's last states. [B, H]"""
+        counts = torch.tensor(self.lengths, device=self.features.device)
+        owner = torch.arange(len(self.lengths), device=counts.device).repeat_interleave(counts)
+        sums = self.last.new_zeros(len(self.lengths), self.last.shape[1])
+        return sums.index_add(0, owner, self.last) / counts[:, None]
+
+    @cached_property
+    def first(self) -> Tensor:
+        """The last state of each text's first token. [B, H]"""
+        return self.last[torch.tensor(self.starts, device=self.features.device)]
+
+    def tokens_of(self, rows: Index) -> tuple[Index, Index, Index]:
+        """The tokens of these texts, one text's after the other's.
+
+        Returns:
+            Each token's place in the batch, which of ``rows`` it belongs to, and where each row's
+            tokens end. [tokens], [tokens], [rows]
+        """
+        lengths = np.asarray(self.lengths)[rows]
+        ends = np.cumsum(lengths)
+        owners = np.repeat(np.arange(len(rows)), lengths)
+        first = (np.asarray(self.starts)[rows] - ends + lengths)[owners]
+        return first + np.arange(ends[-1]), owners, ends
+
+    @cached_property
     def statistics(self) -> Tensor:
         """Mean of each state, and one over its deviation. [L+1, N, 2]"""
         return kernels.state_statistics(self.features_in(self.features.dtype))

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from labelmux_adapters.layout import Index, Layout, lay_out
-from labelmux_adapters.stack import Constants, Stack
+from labelmux_adapters.slots import Constants
+from labelmux_adapters.stack import Stack
 from labelmux_adapters.texts import TextBatch, Texts
 from labelmux_adapters.ytuning_constants import StackShape
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from labelmux_adapters.layout import Index, Layout, lay_out
-from labelmux_adapters.stack import Constants, Stack
+from labelmux_adapters.slots import Constants
+from labelmux_adapters.stack import Stack
 from labelmux_adapters.texts import TextBatch
 from labelmux_adapters.ytuning import TokenYTuning, YTuningSizes
 from labelmux_adapters.ytuning_stack import mix_states
@@ -95,10 +96,8 @@ class TokenStack(Stack):
     @torch.no_grad()
     def readout(self, batch: TextBatch, rows: Index, slots: Index) -> list[NDArray[np.float32]]:
         """Logits of each (text, slot), in their order. Each [T of that text, K of that slot]"""
-        lengths = np.asarray(batch.lengths)[rows]
-        ends = np.cumsum(lengths)
-        first = np.repeat(np.asarray(batch.starts)[rows] - ends + lengths, lengths)
-        layout = lay_out(first + np.arange(ends[-1]), np.repeat(slots, lengths))
+        tokens, owners, ends = batch.tokens_of(rows)
+        layout = lay_out(tokens, slots[owners])
         logits = self._grouped(batch.normalised, layout).flatten(0, 1).cpu().numpy()[layout.places]
         counts = self._label_counts[slots].tolist()
         own = np.split(logits, ends[:-1])

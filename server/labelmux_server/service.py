@@ -51,7 +51,7 @@ class Service:
         self.metrics = metrics
         self.draining = False
         self._uploads = 0
-        self._bank = Bank(loaded.encoder.device, loaded.encoder.dtype)
+        self._bank = Bank.beside(loaded.encoder)
         self.registry = Registry()
         self.store = store
         self.keyring = Keyring(settings)

@@ -87,7 +87,7 @@ def test_labels_are_checked_where_a_manifest_is_made(make_manifest: MakeManifest
     ("fields", "field"),
     [
         ({"task_kind": "regression"}, "task_kind"),
-        ({"method": "lora"}, "method"),
+        ({"method": "prompt"}, "method"),
         ({"labels": ["a", 1]}, "labels.1"),
         ({"sizes": {"width": 0}}, "sizes.width"),
         ({"sizes": {"width": -3}}, "sizes.width"),
