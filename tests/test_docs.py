@@ -137,6 +137,21 @@ def test_every_setting_is_documented_as_it_is() -> None:
     assert docs_table().strip() in (ROOT / "docs/settings.md").read_text()
 
 
+def test_every_limit_is_documented_with_its_code() -> None:
+    from labelmux_server.documented import known_codes
+    from labelmux_server.settings import Settings
+
+    page = (ROOT / "docs/operations.md").read_text()
+    rows = re.findall(r"^\| `(max_[a-z_]+)` \|[^|]*\|([^|]*)\|", page, re.MULTILINE)
+    shapes_batches = {"max_batch_tokens", "max_batch_rows", "max_wait_ms"}
+    limits = {knob.name for knob in Settings.knobs() if knob.name.startswith("max_")}
+    assert {name for name, _ in rows} == limits - shapes_batches
+    for name, words in rows:
+        codes = set(re.findall(r"`([a-z_]+)`", words))
+        assert codes, name
+        assert codes <= set(known_codes()), name
+
+
 def test_every_error_code_is_documented_with_its_status() -> None:
     from labelmux_server.documented import known_codes
 

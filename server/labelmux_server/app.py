@@ -49,7 +49,12 @@ def create_app(settings: Settings, loaded: LoadedEncoder | None = None) -> FastA
     app.state.metrics = metrics
     classify = behind(routes_classify.router, routes_classify.classify)
     direct = {("POST", routes_classify.PATH): classify}
-    app.add_middleware(Edge, metrics=metrics, direct=direct)
+    app.add_middleware(
+        Edge,
+        metrics=metrics,
+        direct=direct,
+        max_concurrent_requests=settings.max_concurrent_requests,
+    )
     add_error_handlers(app, metrics)
     for router in (
         routes_classify.router,

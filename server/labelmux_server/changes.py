@@ -8,6 +8,7 @@ pointer moved, acknowledged. A start reads no adapter file: it registers what th
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,17 +18,18 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from labelmux_adapters.canaries import check_canaries
 from labelmux_adapters.errors import AdapterError, ForeignEncoderError
-from labelmux_adapters.files import Adapter, FileLimits, read_adapter
+from labelmux_adapters.files import DEFAULT_LIMITS, Adapter, FileLimits, read_adapter
 from labelmux_encoder.weights import LoadedEncoder
 from labelmux_server.blobs import DamagedBlobError, digest_of
 from labelmux_server.errors import (
     DigestMismatchError,
     InvalidRequestError,
     NoPreviousVersionError,
+    StoreFullError,
     TaskExistsError,
     VersionActiveError,
 )
-from labelmux_server.library import Library
+from labelmux_server.library import STORED, Library
 from labelmux_server.registry import Registry, Version, check_task_name
 from labelmux_server.residency import Residency
 from labelmux_server.store import (
@@ -50,6 +52,16 @@ class Uploaded:
     created: bool
 
 
+@dataclass(frozen=True, slots=True)
+class UploadLimits:
+    """What is taken at most."""
+
+    file: FileLimits = DEFAULT_LIMITS
+    max_tasks: int = sys.maxsize
+    #: Versions of all tasks.
+    max_adapters: int = sys.maxsize
+
+
 class Changes:
     """Changes what serves. Not for two threads at once."""
 
@@ -60,7 +72,7 @@ class Changes:
         library: Library,
         residency: Residency,
         loaded: LoadedEncoder,
-        limits: FileLimits,
+        limits: UploadLimits,
     ) -> None:
         self._store = store
         self._registry = registry
@@ -87,19 +99,21 @@ class Changes:
             DigestMismatchError: the bytes are not those that the caller meant.
             AdapterError: the file is not whole, or does not belong here.
             BankFullError: adapters in use leave no room for it.
+            StoreFullError: the server has all the tasks or adapters that it may have.
         """
         if create_only and task in self._registry:
             raise TaskExistsError(task)
         digest = digest_of(data)
         if sha256 is not None and f"sha256:{sha256.lower()}" != digest:
             raise DigestMismatchError(sha256, digest)
-        adapter = read_adapter(data, self._limits)
+        adapter = read_adapter(data, self._limits.file)
         known = self._registry.find_digest(task, digest)
         if known is not None:
             self._residency.put(adapter)
             if digest not in self._store.blobs:
                 self._store.blobs.put(digest, data)
             return Uploaded(self._make_active(known, "activate", by), created=False)
+        self._check_room(task)
         check_canaries(adapter, self._loaded)
         return self._add(task, data, adapter, by)
 
@@ -168,7 +182,7 @@ class Changes:
         for path in sorted(folder.glob("*.safetensors")):
             try:
                 self.upload(check_task_name(path.stem), path.read_bytes())
-            except (AdapterError, InvalidRequestError) as error:
+            except (AdapterError, InvalidRequestError, StoreFullError) as error:
                 _log.warning("demo task %s left out: %s", path.stem, error)
 
     def _register(
@@ -197,7 +211,7 @@ class Changes:
     def _describe(self, record: VersionRecord) -> AdapterRecord | None:
         """What a folder that an earlier release wrote holds in the adapter's file alone."""
         try:
-            adapter = read_adapter(self._store.blobs.read(record.digest), self._limits)
+            adapter = read_adapter(self._store.blobs.read(record.digest), STORED)
         except (DamagedBlobError, AdapterError) as error:
             self._store.blobs.set_aside(record.digest)
             _log.error(
@@ -209,6 +223,12 @@ class Changes:
             return None
         self._store.put_manifest(record.digest, adapter.manifest)
         return AdapterRecord(adapter.manifest.encoder_fingerprint, adapter.manifest.pair)
+
+    def _check_room(self, task: str) -> None:
+        if task not in self._registry and len(self._registry) >= self._limits.max_tasks:
+            raise StoreFullError("tasks", self._limits.max_tasks)
+        if self._store.count_versions() >= self._limits.max_adapters:
+            raise StoreFullError("adapters", self._limits.max_adapters)
 
     def _add(self, task: str, data: bytes, adapter: Adapter, by: str | None) -> Uploaded:
         known = self._store.versions(task)

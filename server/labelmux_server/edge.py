@@ -35,6 +35,7 @@ from labelmux_server.metrics import Metrics
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _UNMATCHED = "unmatched"
+_PROBES = "/health/"
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -45,11 +46,18 @@ class Edge:
     """ASGI middleware around the routes."""
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, direct: Mapping[tuple[str, str], Endpoint]
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        direct: Mapping[tuple[str, str], Endpoint],
+        max_concurrent_requests: int,
     ) -> None:
         """``direct``: by method and path, routes without parameters that read their own body."""
         self._app = app
         self._metrics = metrics
+        self._max_in_flight = max_concurrent_requests
+        self._in_flight = 0
+        metrics.watch_requests(lambda: self._in_flight)
         self._direct = {place: self._calling(endpoint) for place, endpoint in direct.items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,16 +76,30 @@ class Edge:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
+        self._in_flight += 1
         try:
-            app = self._direct.get((scope["method"], scope["path"]), self._app)
-            await app(scope, receive, send_with_id)
+            await self._choose(scope)(scope, receive, send_with_id)
         except Exception:  # noqa: BLE001 - the app's last handler
             _log.exception("request %s failed", request_id, extra={"request_id": request_id})
             if not status:
                 response = error_answer(InternalError(), 500, request_id)
                 await response(scope, receive, send_with_id)
         finally:
+            self._in_flight -= 1
             self._record(scope, request_id, status, time.monotonic() - started)
+
+    def _choose(self, scope: Scope) -> ASGIApp:
+        """Who serves the request; a probe is answered however much is in work."""
+        path = scope["path"]
+        if self._in_flight > self._max_in_flight and not path.startswith(_PROBES):
+            return self._refuse_full
+        return self._direct.get((scope["method"], path), self._app)
+
+    async def _refuse_full(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error = OverloadedError(
+            f"{self._max_in_flight} requests are in work already", retry_after_s=1
+        )
+        await refuse(Request(scope, receive), error, self._metrics)(scope, receive, send)
 
     def _calling(self, endpoint: Endpoint) -> ASGIApp:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:

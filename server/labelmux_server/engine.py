@@ -6,6 +6,7 @@ Runs on the event loop.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -87,14 +88,17 @@ class Engine:
         *,
         max_rows: int,
         max_tokens: int,
+        max_text_tokens: int,
         timeout_s: float,
     ) -> None:
+        """``max_text_tokens``: of a text at a time, for every task; 0: what its task reads."""
         self._registry = registry
         self._residency = residency
         self._batcher = batcher
         self._tokenizers = tokenizers
         self._max_rows = max_rows
         self._max_tokens = max_tokens
+        self._max_text_tokens = max_text_tokens or sys.maxsize
         self._timeout_s = timeout_s
 
     async def classify(
@@ -112,7 +116,15 @@ class Engine:
             TooManyTextsError: texts, or windows, times tasks are more than may ever wait.
             TimedOutError: no answer in time.
         """
-        call = _Call(self._registry, self._residency, caller, names, texts, terms or Terms())
+        call = _Call(
+            self._registry,
+            self._residency,
+            caller,
+            names,
+            texts,
+            terms or Terms(),
+            self._max_text_tokens,
+        )
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._run(call, texts)
@@ -185,6 +197,7 @@ class _Call:
         names: Sequence[str],
         texts: Sequence[TextInput],
         terms: Terms,
+        max_text_tokens: int,
     ) -> None:
         self.caller = caller
         self.names = names
@@ -205,12 +218,13 @@ class _Call:
                 if version.pair != pairs:
                     kind = TakesSingleTextsError if pairs else NeedsPairsError
                     raise kind(version.task)
-                _check_terms(version, terms)
+                limit = min(version.manifest.max_tokens, max_text_tokens)
+                _check_terms(version, limit, terms)
                 self._holds[name] = residency.hold(version)
             except ServerError as error:
                 self._errors[name] = error
                 continue
-            self.readable[name] = (version, version.manifest.max_tokens)
+            self.readable[name] = (version, limit)
 
     def want(self) -> Want:
         """What the tasks need of the texts' tokens."""
@@ -283,11 +297,11 @@ class _Call:
                 hold.release()
 
 
-def _check_terms(version: Version, terms: Terms) -> None:
+def _check_terms(version: Version, limit_tokens: int, terms: Terms) -> None:
     if terms.raw_scores and version.manifest.task_kind == "token":
         raise NoRawScoresError(version.task)
     # With more, the number of windows would grow with the overlap, not with the text.
-    most = version.manifest.max_tokens // 2 - 1
+    most = limit_tokens // 2 - 1
     if terms.overlap_tokens is not None and terms.overlap_tokens > most:
         raise OverlapTooLongError(version.task, terms.overlap_tokens, most)
 

@@ -10,6 +10,7 @@ ServerError
 │   ├── InvalidRequestError       a field is missing, unknown or out of range
 │   ├── BodyTooLargeError         the body is longer than the limit
 │   ├── UploadTooLargeError       the adapter file is longer than the limit
+│   ├── TooManyTasksError         too many tasks in one call
 │   ├── TooManyTextsError         too many texts, or texts times tasks, in one call
 │   ├── TextTooLongError          one text has too many characters
 │   ├── MediaTypeError            the content type is not the one that the route reads
@@ -37,6 +38,7 @@ ServerError
 │   ├── OverloadedError           too much is waiting already
 │   ├── RateLimitedError          the key was used more than it may be in a minute
 │   ├── BankFullError             adapters in use leave no room for another
+│   ├── StoreFullError            the server has all the tasks or adapters that it may have
 │   ├── AdapterDamagedError       the adapter's file is damaged on this server's disk
 │   ├── NotReadyError             the server is still starting
 │   ├── DrainingError             the server is shutting down
@@ -123,6 +125,15 @@ class TooManyTextsError(RequestError):
     def __init__(self, what: str, found: int, limit: int) -> None:
         super().__init__(
             f"{found} {what} in one call, at most {limit}; split the call", found=found, limit=limit
+        )
+
+
+class TooManyTasksError(RequestError):
+    """Too many tasks in one call."""
+
+    def __init__(self, found: int, limit: int) -> None:
+        super().__init__(
+            f"{found} tasks in one call, at most {limit}; split the call", found=found, limit=limit
         )
 
 
@@ -362,6 +373,17 @@ class BankFullError(UnavailableError):
         )
 
 
+class StoreFullError(UnavailableError):
+    """The server has all the tasks or adapters that it may have."""
+
+    def __init__(self, what: str, limit: int) -> None:
+        super().__init__(
+            f"the server has {limit} {what}, the most it may have; delete what is not needed, or "
+            f"raise max_{what}",
+            limit=limit,
+        )
+
+
 class AdapterDamagedError(UnavailableError):
     """The adapter's file is damaged on this server's disk."""
 
@@ -447,6 +469,7 @@ TABLE: Mapping[type[Exception], Answer] = {
     InvalidRequestError: Answer(422, "invalid_request"),
     BodyTooLargeError: Answer(413, "body_too_large"),
     UploadTooLargeError: Answer(413, "file_too_large"),
+    TooManyTasksError: Answer(413, "too_many_tasks"),
     TooManyTextsError: Answer(413, "too_many_texts"),
     TextTooLongError: Answer(413, "text_too_long"),
     MediaTypeError: Answer(415, "unsupported_media_type"),
@@ -470,6 +493,7 @@ TABLE: Mapping[type[Exception], Answer] = {
     OverloadedError: Answer(429, "overloaded"),
     RateLimitedError: Answer(429, "rate_limited"),
     BankFullError: Answer(503, "bank_full"),
+    StoreFullError: Answer(507, "store_full"),
     AdapterDamagedError: Answer(500, "adapter_damaged"),
     NotReadyError: Answer(503, "not_ready"),
     DrainingError: Answer(503, "draining"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import lru_cache
 
 from labelmux_adapters.canaries import check_fit
@@ -16,13 +17,14 @@ from labelmux_server.store import Store
 
 _MANIFESTS_KEPT = 1024
 
+#: Limits are for what comes in. What is stored has its digest, and serves on under lower ones.
+STORED = FileLimits(sys.maxsize, sys.maxsize, sys.maxsize, sys.maxsize)
+
 
 class Library:
     """Reads what the state folder holds of an adapter. Any thread may ask."""
 
-    def __init__(
-        self, store: Store, registry: Registry, encoder: FrozenEncoder, limits: FileLimits
-    ) -> None:
+    def __init__(self, store: Store, registry: Registry, encoder: FrozenEncoder) -> None:
         @lru_cache(_MANIFESTS_KEPT)
         def manifest(digest: str) -> Manifest:
             return parse_manifest(store.manifest(digest))
@@ -31,7 +33,6 @@ class Library:
         self._store = store
         self._registry = registry
         self._encoder = encoder
-        self._limits = limits
 
     def manifest(self, digest: str) -> Manifest:
         """What a stored adapter says of itself."""
@@ -45,7 +46,7 @@ class Library:
             AdapterDamagedError: its file is not what it was; it is in quarantine/ now.
         """
         try:
-            adapter = read_adapter(self._store.blobs.read(version.digest), self._limits)
+            adapter = read_adapter(self._store.blobs.read(version.digest), STORED)
             check_fit(adapter, self._encoder)
         except (DamagedBlobError, AdapterError) as error:
             if not self._registry.names_digest(version.digest):

@@ -118,6 +118,12 @@ class Metrics:
         ):
             Gauge(name, text, registry=self._registry).set_function(read)
 
+    def watch_requests(self, in_flight: Callable[[], int]) -> None:
+        """Read how many requests are in work whenever metrics are asked for."""
+        Gauge(
+            "labelmux_requests_in_flight", "Requests in work.", registry=self._registry
+        ).set_function(in_flight)
+
     def watch_bank(self, adapters: Callable[[], int], resident_bytes: Callable[[], int]) -> None:
         """Read what is in the bank whenever metrics are asked for."""
         for name, text, read in (

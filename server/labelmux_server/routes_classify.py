@@ -48,6 +48,7 @@ _TIMED: dict[int | str, dict[str, Any]] = {
         errors.TaskNotFoundError,
         errors.VersionNotFoundError,
         errors.BodyTooLargeError,
+        errors.TooManyTasksError,
         errors.TooManyTextsError,
         errors.TextTooLongError,
         errors.MediaTypeError,
@@ -78,11 +79,12 @@ async def classify(request: Request) -> Response:
     wanted = await read_json(request, ClassifyRequest, service.settings.max_body_bytes)
     texts: list[Any] = wanted.pairs if wanted.texts is None else wanted.texts  # type: ignore[assignment]
     _check_sizes(texts, service.settings)
+    names = _names(wanted, service.registry, caller)
+    if len(names) > service.settings.max_tasks_per_call:
+        raise errors.TooManyTasksError(len(names), service.settings.max_tasks_per_call)
     found = await unless_gone(
         request,
-        service.engine.classify(
-            _names(wanted, service.registry, caller), texts, caller, _terms(wanted)
-        ),
+        service.engine.classify(names, texts, caller, _terms(wanted)),
     )
     if wanted.task is not None:
         _raise_first_error(found)

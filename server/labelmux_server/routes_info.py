@@ -12,20 +12,13 @@ from labelmux_server.caller import Caller
 from labelmux_server.docs_page import docs_page
 from labelmux_server.schemas import Info
 from labelmux_server.service import Service
+from labelmux_server.settings import Settings
 
 router = guarded_router("server", "classify", "admin")
 
 _LIMITS = (
-    "max_client_batch_size",
-    "max_text_chars",
-    "max_body_bytes",
-    "max_upload_bytes",
-    "max_batch_tokens",
-    "max_batch_rows",
+    *(knob.name for knob in Settings.knobs() if knob.name.startswith("max_")),
     "feature_cache_bytes",
-    "max_queue_tokens",
-    "max_queue_rows",
-    "max_queue_s",
     "request_timeout_s",
 )
 

@@ -144,6 +144,7 @@ async def download_adapter(
             errors.OverloadedError,
             errors.RateLimitedError,
             errors.BankFullError,
+            errors.StoreFullError,
             *ADAPTER_ERRORS,
         ),
     },

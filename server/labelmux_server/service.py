@@ -14,7 +14,7 @@ from labelmux_adapters.bank import Bank
 from labelmux_adapters.files import FileLimits
 from labelmux_encoder.weights import LoadedEncoder, load_encoder
 from labelmux_server.batcher import Batcher, Limits
-from labelmux_server.changes import Changes
+from labelmux_server.changes import Changes, UploadLimits
 from labelmux_server.engine import Engine
 from labelmux_server.errors import OverloadedError
 from labelmux_server.feature_cache import FeatureCache
@@ -30,9 +30,6 @@ from labelmux_server.store import Store
 from labelmux_server.tokenizer_pool import TokenizerPool
 
 Result = TypeVar("Result")
-
-#: Uploads that may lie in memory at once; each may be ``max_upload_bytes`` long.
-MAX_UPLOADS = 4
 
 SHIPPED_DEMO = Path(__file__).parent / "demo"
 
@@ -56,12 +53,13 @@ class Service:
         self.store = store
         self.keyring = Keyring(settings)
         self.rates = Rates(metrics)
-        limits = FileLimits(max_bytes=settings.max_upload_bytes)
-        library = Library(store, self.registry, loaded.encoder, limits)
+        library = Library(store, self.registry, loaded.encoder)
         self.residency = Residency(
             self._bank, library.adapter, settings.max_resident_bytes, metrics
         )
-        self._changes = Changes(store, self.registry, library, self.residency, loaded, limits)
+        self._changes = Changes(
+            store, self.registry, library, self.residency, loaded, _upload_limits(settings)
+        )
         self._changes.load_stored()
         self._seed()
         self._changer = ThreadPoolExecutor(1, "labelmux-changes")
@@ -83,6 +81,7 @@ class Service:
             self._tokenizers,
             max_rows=settings.max_queue_rows,
             max_tokens=settings.max_queue_tokens,
+            max_text_tokens=settings.max_text_tokens,
             timeout_s=settings.request_timeout_s,
         )
         self._cache = FeatureCache[Any](settings.feature_cache_bytes)
@@ -154,8 +153,8 @@ class Service:
         Raises:
             OverloadedError: none is free.
         """
-        if self._uploads == MAX_UPLOADS:
-            raise OverloadedError(f"{MAX_UPLOADS} uploads are running already", retry_after_s=1)
+        if self._uploads == self.settings.max_uploads:
+            raise OverloadedError(f"{self._uploads} uploads are running already", retry_after_s=1)
         self._uploads += 1
         try:
             yield
@@ -169,6 +168,19 @@ class Service:
                 self._changes.seed(folder)
             self.store.mark_started()
         _log.info("%d tasks serve from %s", len(self.registry), self.settings.state_dir)
+
+
+def _upload_limits(settings: Settings) -> UploadLimits:
+    return UploadLimits(
+        FileLimits(
+            max_bytes=settings.max_upload_bytes,
+            max_header_bytes=settings.max_adapter_header_bytes,
+            max_labels=settings.max_adapter_labels,
+            max_tensors=settings.max_adapter_tensors,
+        ),
+        max_tasks=settings.max_tasks,
+        max_adapters=settings.max_adapters,
+    )
 
 
 def _token_bytes(loaded: LoadedEncoder) -> int:

@@ -30,6 +30,9 @@ _ADMIN_KEY = re.compile(r"(?!sha256:)\S+|sha256:[0-9a-fA-F]{64}")
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
+#: Room for the special tokens of a pair, and some words.
+_LEAST_TEXT_TOKENS = 8
+
 #: Pairs of settings of which the second may not be below the first, and why.
 _ORDERED = (
     ("max_batch_tokens", "max_queue_tokens", "no batch could fill"),
@@ -113,6 +116,10 @@ class Settings:
         default=256 * 1024 * 1024,
         metadata=_about("Most bytes of features kept for texts that come again; 0: none.", low=0),
     )
+    max_concurrent_requests: int = field(
+        default=1024,
+        metadata=_about("Most requests in work at once, probes aside; beyond, 429.", low=1),
+    )
     max_queue_tokens: int = field(
         default=262_144, metadata=_about("Most tokens that may wait; beyond, 429.", low=1)
     )
@@ -127,12 +134,40 @@ class Settings:
     max_client_batch_size: int = field(
         default=256, metadata=_about("Most texts in one call.", low=1)
     )
+    max_tasks_per_call: int = field(
+        default=1024, metadata=_about("Most tasks in one call, all that `*` stands for too.", low=1)
+    )
     max_text_chars: int = field(
         default=100_000, metadata=_about("Most characters in one text.", low=1)
+    )
+    max_text_tokens: int = field(
+        default=0,
+        metadata=_about(
+            "Most tokens read of one text at a time, at least 8; 0: as many as its task reads.",
+            low=0,
+        ),
     )
     max_body_bytes: int = field(default=4_000_000, metadata=_about("Longest JSON body.", low=1))
     max_upload_bytes: int = field(
         default=64 * 1024 * 1024, metadata=_about("Longest adapter file.", low=1)
+    )
+    max_uploads: int = field(
+        default=4,
+        metadata=_about("Most uploads at once, each of which lies in memory; beyond, 429.", low=1),
+    )
+    max_adapter_labels: int = field(
+        default=1000, metadata=_about("Most labels in one adapter; the format has 1000.", low=2)
+    )
+    max_adapter_header_bytes: int = field(
+        default=1024 * 1024, metadata=_about("Longest header of an adapter file.", low=1)
+    )
+    max_adapter_tensors: int = field(
+        default=256, metadata=_about("Most tensors in an adapter file.", low=1)
+    )
+    max_tasks: int = field(default=20_000, metadata=_about("Most tasks on the server.", low=1))
+    max_adapters: int = field(
+        default=100_000,
+        metadata=_about("Most adapters on the server: versions of all tasks.", low=1),
     )
     max_resident_bytes: int = field(
         default=2 * 1024 * 1024 * 1024,
@@ -166,6 +201,11 @@ class Settings:
             raise SettingsError(
                 "admin_key is no key; set one without spaces, or sha256: and the 64 hexadecimal "
                 "digits of one's digest, or leave it out"
+            )
+        if 0 < self.max_text_tokens < _LEAST_TEXT_TOKENS:
+            raise SettingsError(
+                f"max_text_tokens is {self.max_text_tokens}, which leaves nothing to read; give at "
+                f"least {_LEAST_TEXT_TOKENS}, or 0 for what each task reads"
             )
         self._refuse_mixes()
 

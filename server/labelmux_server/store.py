@@ -205,6 +205,11 @@ class Store:
             digests = {row.digest for row in found}
         self._drop_unneeded(digests)
 
+    def count_versions(self) -> int:
+        """How many versions there are, of all tasks."""
+        with Session(self._engine) as session:
+            return session.scalar(select(func.count()).select_from(VersionRow)) or 0
+
     def needed_digests(self) -> set[str]:
         """The blobs that some version needs."""
         with Session(self._engine) as session:

@@ -9,9 +9,9 @@ from sqlalchemy.exc import OperationalError
 
 from labelmux_adapters.bank import Bank
 from labelmux_adapters.errors import AdapterError, CanaryMismatchError, ForeignEncoderError
-from labelmux_adapters.files import FileLimits, read_adapter, write_adapter
+from labelmux_adapters.files import read_adapter, write_adapter
 from labelmux_server.blobs import Blobs, digest_of
-from labelmux_server.changes import Changes
+from labelmux_server.changes import Changes, UploadLimits
 from labelmux_server.errors import (
     AdapterDamagedError,
     DigestMismatchError,
@@ -33,11 +33,10 @@ class World:
         self.store = Store(folder)
         self.bank = CountingBank()
         self.registry = Registry()
-        limits = FileLimits(max_bytes=1 << 20)
-        self.library = Library(self.store, self.registry, loaded.encoder, limits)
+        self.library = Library(self.store, self.registry, loaded.encoder)
         self.residency = Residency(self.bank, self.library.adapter, 1 << 30, Metrics())
         self.changes = Changes(
-            self.store, self.registry, self.library, self.residency, loaded, limits
+            self.store, self.registry, self.library, self.residency, loaded, UploadLimits()
         )
         self.changes.load_stored()
         self.store.mark_started()

@@ -221,11 +221,11 @@ def test_an_upload_without_a_stated_length_is_counted_as_it_comes(serving):
 
 def test_too_many_uploads_at_once_are_refused(serving, adapter_bytes):
     async def scenario(client, service):
-        with service.upload_place(), service.upload_place():
-            with service.upload_place(), service.upload_place():
+        with service.upload_place():
+            with service.upload_place():
                 answer = await put(client, "t", adapter_bytes())
                 assert (answer.status_code, answer.json()["error"]["code"]) == (429, "overloaded")
                 assert answer.headers["retry-after"] == "1"
             assert (await put(client, "t", adapter_bytes())).status_code == 201
 
-    serving(scenario)
+    serving(scenario, max_uploads=2)

@@ -48,6 +48,8 @@ def test_the_environment_is_read_only_when_given(monkeypatch):
         ({"admin_key": "two words"}, "admin_key"),
         ({"admin_key": "sha256:abc"}, "admin_key"),
         ({"max_requests_per_minute": -1}, "max_requests_per_minute"),
+        ({"max_text_tokens": 7}, "max_text_tokens"),
+        ({"max_adapter_labels": 1}, "max_adapter_labels"),
         ({"nonsense": 1}, "nonsense"),
         ({"tokenizer_threads": 1.5}, "tokenizer_threads"),
         ({"max_queue_tokens": 100}, "max_batch_tokens"),

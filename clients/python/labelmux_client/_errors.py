@@ -140,7 +140,7 @@ class NotReadyError(StatusError):
 
 
 class ServerFailureError(StatusError):
-    """The server failed or took too long."""
+    """The server failed, is full, or took too long; ``code`` says which."""
 
 
 #: Every code a server gives, and the class it is raised as.
@@ -148,6 +148,7 @@ CODES: Mapping[str, type[StatusError]] = {
     "invalid_json": InvalidRequestError,
     "invalid_request": InvalidRequestError,
     "body_too_large": InvalidRequestError,
+    "too_many_tasks": InvalidRequestError,
     "too_many_texts": InvalidRequestError,
     "text_too_long": InvalidRequestError,
     "text_truncated": InvalidRequestError,
@@ -191,6 +192,7 @@ CODES: Mapping[str, type[StatusError]] = {
     "not_ready": NotReadyError,
     "draining": NotReadyError,
     "adapter_damaged": ServerFailureError,
+    "store_full": ServerFailureError,
     "bank_full": ServerFailureError,
     "internal": ServerFailureError,
     "timeout": ServerFailureError,
