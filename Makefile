@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup serve test test-fast test-client check format contract demo-adapters bundled-encoder encoder-quality quality bench image
+.PHONY: help setup serve test test-fast test-client check format contract demo-adapters bundled-encoder encoder-quality quality audit bench image
 
 help: ## List these targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -80,6 +80,11 @@ encoder-quality: $(STAMP) ## Judge the bundled encoder frozen: DATA=FOLDER METHO
 quality: $(STAMP) ## Add the runs that docs/quality.md lacks and render it: DATA=FOLDER QUALITY="--tables NAME --jobs N".
 	$(BIN)/python bench/quality.py --data $(DATA) --out bench/results/quality.jsonl $(QUALITY)
 	$(BIN)/python bench/quality.py --out bench/results/quality.jsonl --render docs
+
+audit: ## Look up every pinned dependency among known vulnerabilities; needs the network.
+	test -x build/audit/bin/pip-audit || $(PYTHON) -m venv build/audit
+	build/audit/bin/pip install --quiet pip-audit==2.10.1
+	build/audit/bin/pip-audit -r constraints.txt --no-deps --disable-pip --strict
 
 INFINITY ?= build/infinity/bin/python
 PEERS ?= build/peers/bin/python

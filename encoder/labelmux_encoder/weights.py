@@ -260,15 +260,26 @@ def _read_bin(folder: Path, parts: list[Path], cache_dir: Path | None) -> dict[s
     return state
 
 
-def _load_bin(path: Path) -> dict[str, Tensor]:
+def load_plain(path: Path) -> Any:
+    """What ``torch.save`` wrote, on the CPU, if that is tensors and plain values alone.
+
+    The one place where anything of pickle's is read; no code in the file runs.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds anything else.
+    """
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(
             str(path.parent),
             f"{path.name} cannot be read as plain tensors ({type(error).__name__})",
             "use a safetensors checkpoint",
         ) from error
+
+
+def _load_bin(path: Path) -> dict[str, Tensor]:
+    loaded = load_plain(path)
     if not isinstance(loaded, dict):
         raise CheckpointError(str(path.parent), f"{path.name} holds no tensors", "replace it")
     return {

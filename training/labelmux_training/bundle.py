@@ -22,6 +22,7 @@ from torch import Tensor
 from labelmux_encoder.config import EncoderConfig
 from labelmux_encoder.model import derive, run_padded
 from labelmux_encoder.storage import INT8_ROWS, pack_int8_rows, unpack_int8_rows
+from labelmux_encoder.weights import load_plain
 from labelmux_training.corpus import Batch, Corpus, pad
 from labelmux_training.distil import Teacher, cosines, pooled
 from labelmux_training.student import student_config
@@ -40,7 +41,7 @@ def write_bundle(checkpoint: Path, teacher: Path, out: Path) -> dict[str, Tensor
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.save(str(out / "tokenizer.json"), pretty=False)
-    state = torch.load(checkpoint, weights_only=True)["state"]
+    state = load_plain(checkpoint)["state"]
     packed = pack_int8_rows({name: tensor.contiguous() for name, tensor in state.items()})
     save_file(packed, out / "model.safetensors", metadata={"labelmux.storage": INT8_ROWS})
     # save_file leaves the file to its owner alone; a package is read by others too.
@@ -125,7 +126,7 @@ def main() -> None:
     stored = write_bundle(arguments.checkpoint, arguments.teacher, arguments.out)
     if arguments.data is None:
         return
-    exact = torch.load(arguments.checkpoint, weights_only=True)["state"]
+    exact = load_plain(arguments.checkpoint)["state"]
     judge = Judge(arguments.teacher, arguments.data)
     for form, state in (("float32", exact), ("int8-rows", stored)):
         probes = judge.probe_scores(state)

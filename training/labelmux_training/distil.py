@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from labelmux_encoder.config import EncoderConfig
 from labelmux_encoder.model import derive, run_padded
+from labelmux_encoder.weights import load_plain
 from labelmux_training.corpus import Batch, Corpus, read_lines
 from labelmux_training.run_folder import RunFolder
 from labelmux_training.student import student_config, warm_start
@@ -129,7 +130,7 @@ class Distillation:
             "long": held.long_batches(lines[:HELD_OUT_LINES])[-3:],
         }
         if arguments.start_from is not None:
-            self._load_state(torch.load(arguments.start_from, weights_only=True)["state"])
+            self._load_state(load_plain(arguments.start_from)["state"])
         self._resume()
         self._corpus = Corpus(
             lines[HELD_OUT_LINES:],

@@ -31,6 +31,7 @@ from torch.nn import functional
 from labelmux_adapters.ytuning import YTuning, YTuningSizes
 from labelmux_encoder.config import EncoderConfig
 from labelmux_encoder.model import derive, run_padded
+from labelmux_encoder.weights import load_plain
 from labelmux_training.corpus import Batch, Corpus, read_lines
 from labelmux_training.distil import HELD_OUT_LINES, Teacher, cosines, distillation_loss, pooled
 from labelmux_training.run_folder import RunFolder
@@ -121,7 +122,7 @@ class MultiTask:
         ]
         self._labels = {task.name: task.labels for task in tasks}
         self._heads = Heads(self._config, tasks)
-        start = torch.load(asked.start_from, weights_only=True)
+        start = load_plain(asked.start_from)
         self._state = {n: tensor.float().requires_grad_() for n, tensor in start["state"].items()}
         # An earlier run of this phase leaves heads too; sets that are new here start afresh.
         self._heads.load_state_dict(start.get("heads", {}), strict=False)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from labelmux_encoder.weights import load_plain
+
 
 class RunFolder:
     """``checkpoint.pt`` and ``log.jsonl`` in one folder, which is made if it is not there."""
@@ -27,7 +29,7 @@ class RunFolder:
         checkpoint = self._path / "checkpoint.pt"
         if not checkpoint.exists():
             return None
-        values: dict[str, Any] = torch.load(checkpoint, weights_only=True)
+        values: dict[str, Any] = load_plain(checkpoint)
         return values
 
     def log(self, **values: Any) -> None:
