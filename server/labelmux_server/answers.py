@@ -16,9 +16,10 @@ from labelmux_adapters.manifest import Manifest
 from labelmux_adapters.scores import thresholds_of, to_scores
 from labelmux_encoder.tokenizer import TextInput
 from labelmux_server.engine import Classified, Column, Outcome
-from labelmux_server.errors import ServerError, error_part
+from labelmux_server.errors import ServerError
 from labelmux_server.registry import Version
 from labelmux_server.schemas import ClassifyRequest
+from labelmux_server.statuses import error_part
 from labelmux_server.windows import aggregate, of_words
 
 

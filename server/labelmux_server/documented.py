@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from labelmux_adapters.errors import AdapterFileError, AdapterMisfitError
-from labelmux_server.errors import TABLE, leaves
 from labelmux_server.schemas import ErrorBody
+from labelmux_server.statuses import TABLE, leaves
 
 #: What an adapter file can be refused for.
 ADAPTER_ERRORS = (*leaves(AdapterFileError), *leaves(AdapterMisfitError))

@@ -29,9 +29,9 @@ from labelmux_server.errors import (
     RouteNotFoundError,
     ServerError,
     UnauthorizedError,
-    answer_for,
 )
 from labelmux_server.metrics import Metrics
+from labelmux_server.statuses import answer_for
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _UNMATCHED = "unmatched"

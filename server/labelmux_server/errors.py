@@ -1,4 +1,4 @@
-"""What can go wrong between a request and its answer, and the one table of statuses.
+"""What can go wrong between a request and its answer; ``statuses`` has how each is answered.
 
 ServerError
 ├── StartError                    before or beside a server; never reaches HTTP
@@ -48,12 +48,6 @@ ServerError
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
-
-from labelmux_adapters import errors as adapter_errors
 
 
 class ServerError(Exception):
@@ -433,89 +427,3 @@ class CallerGoneError(ServerError):
 
     def __init__(self) -> None:
         super().__init__("the caller left before its answer")
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """How one kind of error is answered."""
-
-    status: int
-    code: str
-
-
-def leaves(base: type[Exception]) -> Iterator[type[Exception]]:
-    """The kinds of error under ``base`` that carry a code of their own."""
-    for kind in base.__subclasses__():
-        if "code" in vars(kind):
-            yield kind
-        yield from leaves(kind)
-
-
-def _adapter_answers() -> dict[type[Exception], Answer]:
-    answers = {}
-    for base, status in (
-        (adapter_errors.AdapterFileError, 400),
-        (adapter_errors.AdapterMisfitError, 422),
-    ):
-        for kind in leaves(base):
-            answers[kind] = Answer(status, vars(kind)["code"])
-    answers[adapter_errors.FileTooLargeError] = Answer(413, adapter_errors.FileTooLargeError.code)
-    return answers
-
-
-#: The only place with statuses. A kind that is not here is answered as its nearest base that is.
-TABLE: Mapping[type[Exception], Answer] = {
-    InvalidJsonError: Answer(400, "invalid_json"),
-    InvalidRequestError: Answer(422, "invalid_request"),
-    BodyTooLargeError: Answer(413, "body_too_large"),
-    UploadTooLargeError: Answer(413, "file_too_large"),
-    TooManyTasksError: Answer(413, "too_many_tasks"),
-    TooManyTextsError: Answer(413, "too_many_texts"),
-    TextTooLongError: Answer(413, "text_too_long"),
-    MediaTypeError: Answer(415, "unsupported_media_type"),
-    DigestMismatchError: Answer(422, "digest_mismatch"),
-    NeedsPairsError: Answer(422, "task_needs_pairs"),
-    TakesSingleTextsError: Answer(422, "task_takes_single_texts"),
-    TextTruncatedError: Answer(422, "text_truncated"),
-    OverlapTooLongError: Answer(422, "overlap_too_long"),
-    NoRawScoresError: Answer(422, "no_raw_scores"),
-    RouteNotFoundError: Answer(404, "not_found"),
-    MethodNotAllowedError: Answer(405, "method_not_allowed"),
-    TaskNotFoundError: Answer(404, "task_not_found"),
-    VersionNotFoundError: Answer(404, "version_not_found"),
-    UnauthorizedError: Answer(401, "unauthorized"),
-    WrongScopeError: Answer(403, "wrong_scope"),
-    TaskForbiddenError: Answer(403, "task_forbidden"),
-    ForeignPageError: Answer(403, "foreign_page"),
-    VersionActiveError: Answer(409, "version_active"),
-    NoPreviousVersionError: Answer(409, "no_previous_version"),
-    TaskExistsError: Answer(412, "task_exists"),
-    OverloadedError: Answer(429, "overloaded"),
-    RateLimitedError: Answer(429, "rate_limited"),
-    BankFullError: Answer(503, "bank_full"),
-    StoreFullError: Answer(507, "store_full"),
-    AdapterDamagedError: Answer(500, "adapter_damaged"),
-    NotReadyError: Answer(503, "not_ready"),
-    DrainingError: Answer(503, "draining"),
-    TimedOutError: Answer(504, "timeout"),
-    InternalError: Answer(500, "internal"),
-    CallerGoneError: Answer(499, "caller_gone"),
-    **_adapter_answers(),
-}
-
-
-def answer_for(kind: type[BaseException]) -> Answer:
-    """The status and code of an error's kind; what the table does not know is our fault."""
-    for base in kind.__mro__:
-        if base in TABLE:
-            return TABLE[base]
-    return TABLE[InternalError]
-
-
-def error_part(error: BaseException) -> dict[str, Any]:
-    """An error as it stands inside an answer: code, message, and the fields of its own."""
-    answer = answer_for(type(error))
-    if answer.code == "internal":
-        error = InternalError()
-    fields = error.fields if isinstance(error, ServerError) else vars(error)
-    return {"code": answer.code, "message": str(error), **fields}

@@ -99,7 +99,7 @@ def test_the_readme_has_every_class_with_its_codes():
 
 
 def test_every_code_of_the_server_has_a_class():
-    server_errors = pytest.importorskip("labelmux_server.errors")
-    answers = server_errors.TABLE.values()
+    statuses = pytest.importorskip("labelmux_server.statuses")
+    answers = statuses.TABLE.values()
     read = {answer.code for answer in answers if answer.status != 499}  # the caller has left
     assert read == set(_errors.CODES)

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from labelmux_adapters import errors as adapter_errors
-from labelmux_server import errors
+from labelmux_server import errors, statuses
 
 
 def _leaves(base):
@@ -18,26 +18,26 @@ def _leaves(base):
 SERVER_LEAVES = [
     kind for kind in _leaves(errors.ServerError) if not issubclass(kind, errors.StartError)
 ]
-ADAPTER_LEAVES = [*errors.leaves(adapter_errors.AdapterError)]
+ADAPTER_LEAVES = [*statuses.leaves(adapter_errors.AdapterError)]
 
 
 @pytest.mark.parametrize("kind", SERVER_LEAVES + ADAPTER_LEAVES, ids=lambda kind: kind.__name__)
 def test_every_leaf_has_a_status_and_a_stable_code(kind):
-    answer = errors.TABLE[kind]
+    answer = statuses.TABLE[kind]
     assert 400 <= answer.status <= 599
     assert re.fullmatch(r"[a-z][a-z0-9_]*", answer.code)
 
 
 def test_codes_of_the_adapters_room_are_its_own():
     for kind in ADAPTER_LEAVES:
-        assert errors.TABLE[kind].code == kind.code
+        assert statuses.TABLE[kind].code == kind.code
 
 
 def test_one_code_has_one_status():
-    statuses: dict[str, set[int]] = {}
-    for answer in errors.TABLE.values():
-        statuses.setdefault(answer.code, set()).add(answer.status)
-    assert all(len(found) == 1 for found in statuses.values())
+    found: dict[str, set[int]] = {}
+    for answer in statuses.TABLE.values():
+        found.setdefault(answer.code, set()).add(answer.status)
+    assert all(len(each) == 1 for each in found.values())
 
 
 def test_the_drawn_tree_is_the_real_one():
@@ -52,7 +52,7 @@ def test_the_drawn_tree_is_the_real_one():
 
 
 def test_an_unknown_error_is_ours_and_says_nothing_of_itself():
-    part = errors.error_part(ValueError("secret text of a user"))
+    part = statuses.error_part(ValueError("secret text of a user"))
     assert part["code"] == "internal"
     assert "secret" not in str(part)
 
@@ -61,4 +61,4 @@ def test_a_kind_below_a_known_one_is_answered_like_it():
     class Special(errors.TaskNotFoundError):
         pass
 
-    assert errors.answer_for(Special) == errors.TABLE[errors.TaskNotFoundError]
+    assert statuses.answer_for(Special) == statuses.TABLE[errors.TaskNotFoundError]

@@ -12,8 +12,9 @@ import pytest
 from labelmux_server import contract
 from labelmux_server.docs_page import docs_page
 from labelmux_server.edge import Edge
-from labelmux_server.errors import TABLE, CallerGoneError
+from labelmux_server.errors import CallerGoneError
 from labelmux_server.schemas import ErrorBody, Health, Info
+from labelmux_server.statuses import TABLE
 
 ROOT = Path(__file__).parents[2]
 
