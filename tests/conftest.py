@@ -122,7 +122,7 @@ def make_adapter(tiny_encoder: LoadedEncoder) -> Callable[..., Adapter]:
     ) -> Adapter:
         own = {"states": 3, "width": width, "heads": 2, "ffn": 2 * width}
         if edited := METHODS[method].edited:
-            own = {"layers": 2, "inner": 48, **edited.defaults, **(sizes or {})}
+            own = {"layers": 2, "intermediate": 48, **edited.defaults, **(sizes or {})}
             if task_kind != "token":
                 fields.setdefault("pooling", "mean")
         sizes = {"hidden": 32, **own}

@@ -40,7 +40,7 @@ def check_fit(adapter: Adapter, encoder: FrozenEncoder) -> None:
         ("hidden", config.hidden_size),
         ("states", config.num_layers + 1),
         ("layers", config.num_layers),
-        ("inner", config.intermediate_size),
+        ("intermediate", config.intermediate_size),
     ):
         if manifest.sizes.get(size, needed) != needed:
             raise SizeMisfitError(f"sizes.{size}", manifest.sizes[size], str(needed))

@@ -10,7 +10,7 @@ from labelmux_adapters.heads import head_shapes
 from labelmux_adapters.parts import Dims, Part, Shapes
 
 #: Sizes that every such method has: those of the encoder.
-ENCODER_SIZES = ("layers", "hidden", "inner")
+ENCODER_SIZES = ("layers", "hidden", "intermediate")
 #: Width of a trained layer between the features and the head; only imported heads have one.
 POOLER_SIZE = "pooler"
 
@@ -19,16 +19,14 @@ Sizes = Mapping[str, int]
 
 @dataclass(frozen=True, slots=True)
 class EditMethod:
-    """One method, declared.
-
-    Paper defaults of its sizes are in ``defaults``; a size that is not among them is optional.
-    """
+    """One method, declared."""
 
     name: str
-    #: Its own sizes, and what the paper sets them to.
+    #: Its own sizes, and what its paper sets them to.
     defaults: Mapping[str, int]
+    #: The parts of an adapter of these sizes; raises ValueError where they make none.
     parts: Callable[[Sizes], Sequence[Part]]
-    #: Sizes that it may have besides.
+    #: Sizes that an adapter may lack, or have besides.
     optional: tuple[str, ...] = ()
 
     def read(self, sizes: Sizes) -> tuple[Dims, tuple[Part, ...]]:
@@ -37,12 +35,13 @@ class EditMethod:
         Raises:
             ValueError: a size is unknown, missing or impossible; the message names it.
         """
-        needed = (*ENCODER_SIZES, *self.defaults)
-        known = {*needed, *self.optional, POOLER_SIZE}
-        for name in sorted(set(needed) - set(sizes)):
-            raise ValueError(f"size {name!r} is missing; {self.name} has {', '.join(needed)}")
-        for name in sorted(set(sizes) - known):
-            raise ValueError(f"size {name!r} is unknown; {self.name} has {', '.join(needed)}")
+        own = {*self.defaults, *self.optional}
+        needed = {*ENCODER_SIZES, *own} - {*self.optional}
+        named = f"{self.name} has {', '.join(sorted({*ENCODER_SIZES, *own}))}"
+        for name in sorted(needed - set(sizes)):
+            raise ValueError(f"size {name!r} is missing; {named}")
+        for name in sorted(set(sizes) - {*needed, *own, POOLER_SIZE}):
+            raise ValueError(f"size {name!r} is unknown; {named}")
         if sizes.get(POOLER_SIZE, sizes["hidden"]) != sizes["hidden"]:
             raise ValueError(f"size 'pooler' is {sizes['pooler']}; give that of 'hidden'")
         dims = Dims(*(sizes[name] for name in ENCODER_SIZES))

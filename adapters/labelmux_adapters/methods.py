@@ -13,8 +13,9 @@ from labelmux_adapters.errors import ManifestError
 from labelmux_adapters.ia3 import IA3
 from labelmux_adapters.kinds import TaskKind
 from labelmux_adapters.linear import LINEAR
+from labelmux_adapters.lora import LORA
 from labelmux_adapters.pasta import PASTA
-from labelmux_adapters.unipelt import BOTTLENECK, LORA, PREFIX, UNIPELT
+from labelmux_adapters.unipelt import BOTTLENECK, PREFIX, UNIPELT
 
 #: Bytes of one value, by safetensors' name of the dtypes that an adapter may be stored in.
 DTYPE_BYTES = {"F32": 4, "F16": 2}

@@ -76,7 +76,9 @@ class Batcher:
             for place, row in enumerate(submission.rows):
                 waiting = self._waiting.get(row.key)
                 if waiting is None:
-                    waiting = EncoderRow(row.token_ids, row.type_ids, row.key, now)
+                    waiting = EncoderRow(
+                        row.token_ids, row.type_ids, row.key, now, row.special, row.edit
+                    )
                     self._waiting[row.key] = waiting
                     self._by_length.setdefault(waiting.tokens, {})[row.key] = waiting
                 waiting.readers.append((submission, place))

@@ -27,7 +27,7 @@ from labelmux_server.errors import (
 )
 from labelmux_server.registry import Registry, Version, parse_name
 from labelmux_server.residency import Hold, Residency
-from labelmux_server.submission import Row, Submission, row_key
+from labelmux_server.submission import Row, Submission, edited_key, row_key
 from labelmux_server.tokenizer_pool import Encoded, TokenizerPool, Want
 
 
@@ -261,7 +261,10 @@ class _Call:
                     continue
                 places.append((parts, len(rows)))
                 rows += [
-                    Row(key, part.token_ids, part.type_ids, slot)
+                    Row(
+                        edited_key(key, slot.edit) if slot.edit else key,
+                        *(part.token_ids, part.type_ids, slot, part.special, slot.edit),
+                    )
                     for key, part in zip(own, parts, strict=True)
                 ]
         return rows

@@ -48,10 +48,24 @@ class Metrics:
         self._encoder_rows = Counter(
             "labelmux_encoder_rows_total", "Texts that went through the encoder.", registry=registry
         )
+        self._edited_rows = Counter(
+            "labelmux_edited_rows_total",
+            "Of these, texts that went through as an adapter changes the pass.",
+            registry=registry,
+        )
+        self._passes = Counter(
+            "labelmux_encoder_passes_total", "Passes of the encoder.", registry=registry
+        )
         self._tokens = Counter("labelmux_encoder_tokens_total", "Their tokens.", registry=registry)
         self._batch_rows = Histogram(
             "labelmux_batch_encoder_rows",
             "Texts in a batch.",
+            buckets=_COUNTS,
+            registry=registry,
+        )
+        self._batch_adapters = Histogram(
+            "labelmux_batch_adapters",
+            "Different adapters that read a batch.",
             buckets=_COUNTS,
             registry=registry,
         )
@@ -150,8 +164,11 @@ class Metrics:
         self._rows.inc(sum(len(row.readers) for row in batch.rows))
         read = [row.tokens for row in batch.rows if not row.cached]
         self._encoder_rows.inc(len(read))
+        self._edited_rows.inc(sum(row.edit is not None for row in batch.rows))
+        self._passes.inc(bool(read))
         self._tokens.inc(sum(read))
         self._batch_rows.observe(len(batch.rows))
+        self._batch_adapters.observe(batch.adapters)
         self._batch_duration.observe(seconds)
         for row in batch.rows:
             self._queue_wait.observe(max(started_s - row.waiting_since_s, 0.0))

@@ -123,7 +123,7 @@ class Replica:
         """Features of all rows, and the rows as they lie in them: those at hand first."""
         found, hits, misses = list[torch.Tensor](), list[EncoderRow](), list[EncoderRow]()
         for row in rows:
-            features = self._cache.find(row.key)
+            features = None if row.edit else self._cache.find(row.key)
             row.cached = features is not None
             if features is None:
                 misses.append(row)
@@ -135,12 +135,18 @@ class Replica:
         return found[0] if len(found) == 1 else torch.cat(found, 1), hits + misses
 
     def _encode(self, rows: Sequence[EncoderRow]) -> torch.Tensor:
-        """Features by a pass; the cache keeps a copy of those that it wants."""
-        features = self._loaded.encoder(
-            pack_rows([TokenRow(row.token_ids, row.type_ids, truncated=False) for row in rows])
-        )
+        """Features by one pass, each row's as its adapter changes it.
+
+        The cache keeps a copy of plain ones that it wants.
+        """
+        tokens = [
+            TokenRow(row.token_ids, row.type_ids, truncated=False, special=row.special)
+            for row in rows
+        ]
+        edits = self._bank.edits([row.edit for row in rows])
+        features = self._loaded.encoder(pack_rows(tokens), edits)
         for row, own in zip(rows, features.split([row.tokens for row in rows], 1), strict=True):
-            if self._cache.wants(row.key, own.nbytes):
+            if row.edit is None and self._cache.wants(row.key, own.nbytes):
                 self._cache.keep(row.key, own.clone())
         return features
 

@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 from labelmux_server.errors import TimedOutError
 
 
-def row_key(token_ids: Sequence[int], type_ids: Sequence[int], edit: Hashable = None) -> Hashable:
+def row_key(
+    token_ids: Sequence[int], type_ids: Sequence[int], edit: Hashable = None
+) -> tuple[Hashable, ...]:
     """Equal for rows that one encoder row can serve.
 
     Made of bytes, which keep their hash: a key is looked up ten times on a row's way.
@@ -28,6 +30,11 @@ def row_key(token_ids: Sequence[int], type_ids: Sequence[int], edit: Hashable = 
     return (edit, array("i", token_ids).tobytes(), bytes(type_ids))
 
 
+def edited_key(key: tuple[Hashable, ...], edit: Hashable) -> Hashable:
+    """The key of the same row where an adapter changes the pass."""
+    return (edit, *key[1:])
+
+
 class Row(NamedTuple):
     """One text for one task, tokenised."""
 
@@ -36,6 +43,10 @@ class Row(NamedTuple):
     type_ids: tuple[int, ...]
     #: Where the answer's adapter is; the batcher never looks inside.
     slot: Any
+    #: Places of its special tokens.
+    special: tuple[int, ...] = ()
+    #: Where the adapter's edits of the pass are; None: it reads plain features.
+    edit: Hashable = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +119,9 @@ class EncoderRow:
     type_ids: tuple[int, ...]
     key: Hashable
     waiting_since_s: float
+    special: tuple[int, ...] = ()
+    #: What the readers' adapter, which is one then, changes in the pass; None: nothing.
+    edit: Any = None
     #: Whether its features were at hand, so that the encoder did not read it; the replica says.
     cached: bool = False
     readers: list[tuple[Submission, int]] = field(default_factory=list)
@@ -131,6 +145,13 @@ class Batch:
     def tokens(self) -> int:
         """Tokens of its rows."""
         return sum(row.tokens for row in self.rows)
+
+    @property
+    def adapters(self) -> int:
+        """How many different ones read its rows."""
+        return len(
+            {submission.rows[place].slot for row in self.rows for submission, place in row.readers}
+        )
 
     def deliver(
         self, answers: Sequence[Sequence[Any]] | BaseException, times: Times | None = None

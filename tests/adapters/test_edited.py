@@ -61,10 +61,10 @@ def plain(loaded: LoadedEncoder, folder: Path, adapter: Adapter, text: str) -> L
 
 
 def of_every_method(make_adapter: MakeAdapter) -> list[Adapter]:
-    """Two of each, and of UniPELT both forms; heads on every pooling, some with a pooler."""
+    """Two of each; heads on every pooling, some with a pooler."""
     adapters = []
     for seed, method in enumerate((*EDITED, *EDITED)):
-        sizes = {"rank": 4} if method == "unipelt" and seed % 2 else {}
+        sizes = {"key": 3, "ffn_in": 5, "ffn_out": 2} if method == "lora" and seed % 2 else {}
         sizes |= {"pooler": 32} if seed % 3 == 0 else {}
         labels = ("a", "b", "c")[: 2 + seed % 2]
         pooling = ("mean", "first")[seed % 2]
@@ -137,7 +137,7 @@ def test_slots_are_reused_and_neighbours_keep_their_answers(
 
 def test_what_an_adapter_takes_is_known_before_it_is_read(make_adapter: MakeAdapter) -> None:
     bank = Bank()
-    adapter = make_adapter(method="unipelt", sizes={"rank": 4})
+    adapter = make_adapter(method="unipelt")
     edits = sum(
         tensor.nbytes for name, tensor in adapter.tensors.items() if not name.startswith("head")
     )
@@ -148,25 +148,27 @@ def test_the_sizes_that_the_papers_state() -> None:
     def values(name: str, **sizes: int) -> int:
         method = METHODS[name].edited
         assert method is not None
-        return method.edit_values(V3_BASE | method.defaults | sizes)
+        return method.edit_values(V3_BASE | (sizes or method.defaults))
 
     assert values("pasta", slots=2) == 18_432
     assert values("pasta", slots=3) == 27_648
     assert values("prefix") == 184_320
     assert values("lora") == 294_912
     assert values("bottleneck") == 894_528
-    assert values("unipelt", rank=8) == 1_410_672
-    assert values("unipelt") == 1_097_304
+    assert values("unipelt") == 1_410_672
+    assert values("unipelt", prefix=10, bottleneck=48) == 1_097_304
     assert values("bitfit") == 12 * (3 * 768 + 768 + 768 + 3072 + 768 + 768)
 
 
 @pytest.mark.parametrize(
     ("method", "sizes", "named"),
     (
-        ("pasta", {"slots": 2, "hidden": 32, "layers": 2}, "inner"),
+        ("pasta", {"slots": 2, "hidden": 32, "layers": 2}, "intermediate"),
         ("pasta", {**V3_BASE}, "slots"),
-        ("lora", {**V3_BASE, "rank": 8, "depth": 3}, "depth"),
-        ("lora", {**V3_BASE, "rank": 8, "pooler": 5}, "pooler"),
+        ("lora", {**V3_BASE, "query": 8, "depth": 3}, "depth"),
+        ("lora", {**V3_BASE, "query": 8, "pooler": 5}, "pooler"),
+        ("lora", {**V3_BASE}, "query, key, value"),
+        ("ia3", {**V3_BASE, "key": 2}, "key"),
     ),
 )
 def test_wrong_sizes_are_named(method: str, sizes: dict[str, int], named: str) -> None:

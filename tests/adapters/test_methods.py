@@ -43,3 +43,46 @@ def test_the_document_lists_the_tensors_of_ytuning():
     of_tokens = METHODS["ytuning"].expected_tensors(sizes, 5, "token")
     without = {name for name in specs if name.startswith("cross_") and "norm" not in name}
     assert set(of_tokens) == set(specs) - without
+
+
+#: A size of its own for each name, so that a shape says which it is made of.
+SYMBOLS = {"L": 2, "H": 11, "F": 23, "K": 5, "slots": 3, "prefix": 13, "bottleneck": 17, "rank": 7}
+ENCODER = {"layers": 2, "hidden": 11, "intermediate": 23}
+
+
+def documented_methods() -> dict[str, str]:
+    """The text of each method's row, but its name."""
+    section = DOCUMENT.read_text().split("<!-- edited tensors: begin")[1].split("<!-- edited")[0]
+    return dict(re.findall(r"^\| (?:`(?:(\w+))`|all) (\|.*\|)$", section, re.MULTILINE))
+
+
+def documented_shapes(text: str, symbols: dict[str, int]) -> dict[str, tuple[int, ...]]:
+    return {
+        name: tuple(symbols[letter] for letter in shape.split(", "))
+        for name, shape in re.findall(r"`(\w+\.\w+)` \[([^\]]+)\]", text)
+    }
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.edited])
+def test_the_document_lists_the_tensors_of_every_other_method(name: str):
+    method = METHODS[name].edited
+    assert method is not None
+    rows = documented_methods()
+    symbols = SYMBOLS | ({"query": 19} if name == "lora" else {})
+    own = {size: symbols.get(size, 19 if name == "lora" else 1) for size in method.defaults}
+    if name in ("lora", "ia3"):  # the document shows one site of several
+        own = {("query" if name == "lora" else "key"): own["query" if name == "lora" else "key"]}
+    sizes = ENCODER | own
+    documented = documented_shapes(rows[""] + rows[name], symbols)
+    if name == "unipelt":  # and one gate of several
+        gates = {key: shape for key, shape in documented.items() if ".gate_" in key}
+        for part in ("bottleneck", "lora_query", "lora_value"):
+            documented |= {key.replace("prefix", part): shape for key, shape in gates.items()}
+    assert documented == method.shapes(sizes | {"pooler": 11}, 5)
+    for size in (*method.defaults, *method.optional):
+        assert f"`{size}`" in rows[name], size
+
+
+def test_the_document_names_every_method():
+    (line,) = [line for line in DOCUMENT.read_text().splitlines() if line.startswith("| `method`")]
+    assert re.findall(r"`(\w+)`", line.split("One of:")[1]) == list(METHODS)
