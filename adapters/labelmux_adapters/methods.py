@@ -67,11 +67,12 @@ def _ytuning_shapes(
     return ytuning.expected_tensors(read, labels, tokens=kind == "token")
 
 
-def _edited(method: EditMethod) -> Method:
+def edited(method: EditMethod) -> Method:
+    """The method of a declaration."""
     return Method(method.name, lambda sizes, labels, _: method.shapes(sizes, labels), method)
 
 
 METHODS: dict[str, Method] = {"ytuning": Method("ytuning", _ytuning_shapes)} | {
-    method.name: _edited(method)
+    method.name: edited(method)
     for method in (PASTA, UNIPELT, LORA, PREFIX, BOTTLENECK, BITFIT, IA3, LINEAR)
 }

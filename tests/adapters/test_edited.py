@@ -157,7 +157,8 @@ def test_the_sizes_that_the_papers_state() -> None:
     assert values("bottleneck") == 894_528
     assert values("unipelt") == 1_410_672
     assert values("unipelt", prefix=10, bottleneck=48) == 1_097_304
-    assert values("bitfit") == 12 * (3 * 768 + 768 + 768 + 3072 + 768 + 768)
+    assert values("bitfit") == 12 * (3 * 768 + 768 + 768 + 3072 + 768 + 768) == 101_376
+    assert values("ia3") == 12 * (768 + 768 + 3072) == 55_296
 
 
 @pytest.mark.parametrize(
@@ -184,3 +185,23 @@ def test_an_adapter_for_another_depth_is_refused(
     other = replace(adapter, manifest=adapter.manifest.model_copy(update={"sizes": sizes}))
     with pytest.raises(SizeMisfitError, match=r"sizes\.layers"):
         check_canaries(other, tiny_encoder)
+
+
+def test_the_method_that_the_documentation_adds_is_served(
+    tiny_encoder: LoadedEncoder,
+    tiny_encoder_folder: Path,
+    make_adapter: MakeAdapter,
+) -> None:
+    document = Path(__file__).parents[2] / "docs" / "methods.md"
+    code = document.read_text().split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) < 40
+    try:
+        exec(compile(code, str(document), "exec"), {})
+        adapter = make_adapter(method="ssf", seed=3)
+        check_canaries(adapter, tiny_encoder)
+        others = [make_adapter(method="lora"), adapter, make_adapter()]
+        found = serve(tiny_encoder, others, [(0, TEXTS[0]), (1, TEXTS[1]), (2, TEXTS[2])])
+        expected = plain(tiny_encoder, tiny_encoder_folder, adapter, TEXTS[1])
+        assert np.abs(found[1] - expected).max() < TOLERANCE
+    finally:
+        METHODS.pop("ssf")
