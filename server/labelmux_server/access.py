@@ -50,12 +50,11 @@ class Guard(SecurityBase):
             UnauthorizedError, ForeignPageError, WrongScopeError, TaskForbiddenError,
             RateLimitedError
         """
-        caller = _caller(request)
+        caller = request.state.caller = _caller(request)
         caller.check_scope(self._scopes)
         if "task" in request.path_params:
             caller.check_task(request.path_params["task"])
         caller.spend_request()
-        request.state.caller = caller
 
 
 def guarded_router(tag: str, *scopes: Scope) -> APIRouter:

@@ -129,6 +129,7 @@ class Edge:
                 "route": route,
                 "status": code,
                 "duration_ms": round(seconds * 1000, 1),
+                "key": scope["state"]["caller"].key if "caller" in scope["state"] else None,
             },
         )
 

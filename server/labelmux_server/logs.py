@@ -11,7 +11,7 @@ import orjson
 
 from labelmux_server.settings import LogFormat, LogLevel
 
-_EXTRAS = ("request_id", "method", "route", "status", "duration_ms")
+_EXTRAS = ("request_id", "method", "route", "status", "duration_ms", "key")
 
 
 class JsonLines(logging.Formatter):

@@ -40,7 +40,12 @@ class Service:
     """One running server without its HTTP side."""
 
     def __init__(
-        self, settings: Settings, loaded: LoadedEncoder, metrics: Metrics, store: Store
+        self,
+        settings: Settings,
+        loaded: LoadedEncoder,
+        metrics: Metrics,
+        store: Store,
+        keyring: Keyring,
     ) -> None:
         """Load what the state folder holds. Slow; not for the event loop."""
         self.settings = settings
@@ -51,7 +56,7 @@ class Service:
         self._bank = Bank.beside(loaded.encoder)
         self.registry = Registry()
         self.store = store
-        self.keyring = Keyring(settings)
+        self.keyring = keyring
         self.rates = Rates(metrics)
         library = Library(store, self.registry, loaded.encoder)
         self.residency = Residency(
@@ -109,7 +114,9 @@ class Service:
             with ExitStack() as undo:
                 store = Store(settings.state_dir)
                 undo.callback(store.close)
-                service = cls(settings, encoder, metrics, store)
+                keyring = Keyring(settings)
+                undo.callback(keyring.close)
+                service = cls(settings, encoder, metrics, store, keyring)
                 service._replica = Replica(
                     encoder, service._bank, service.batcher, service._cache, metrics, loop
                 )

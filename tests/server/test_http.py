@@ -13,6 +13,7 @@ from labelmux_server import contract
 from labelmux_server.docs_page import docs_page
 from labelmux_server.edge import Edge
 from labelmux_server.errors import CallerGoneError
+from labelmux_server.keys import Rights, opened_keys
 from labelmux_server.schemas import ErrorBody, Health, Info
 from labelmux_server.statuses import TABLE
 
@@ -122,6 +123,20 @@ def test_the_log_has_routes_and_ids_but_never_texts(serving, adapter_bytes, capl
     assert any(getattr(record, "request_id", "") == "find-me" for record in caplog.records)
     assert "/v1/classify" in caplog.text
     assert "SECRET" not in caplog.text
+
+
+def test_the_log_says_whose_key_asked_also_where_it_was_refused(serving, caplog):
+    async def scenario(client, service):
+        with opened_keys(service.settings.state_dir) as keys:
+            key = keys.create("shop", Rights(frozenset({"classify"})))
+        for path, sent in (("/v1/info", key), ("/metrics", key), ("/v1/info", "wrong")):
+            await client.get(path, headers={"authorization": f"Bearer {sent}"})
+        assert key not in caplog.text
+
+    with caplog.at_level(logging.INFO, logger="labelmux_server.edge"):
+        serving(scenario)
+    found = [(record.route, record.status, record.key) for record in caplog.records]
+    assert found == [("/v1/info", 200, "shop"), ("/metrics", 403, "shop"), ("/v1/info", 401, None)]
 
 
 def test_info_says_what_runs(serving, tiny_encoder):
