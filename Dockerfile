@@ -19,6 +19,7 @@ RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf \
     /opt/labelmux/bin/pip install -c constraints.txt hatchling
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY clients/python clients/python
+COPY clients/web clients/web
 COPY encoder encoder
 COPY adapters adapters
 COPY training training

@@ -1,12 +1,18 @@
-"""A small real encoder and adapters for it, made on the spot: no network, no downloads.
+"""A small real encoder, adapters for it and servers on it, made on the spot, without a network.
 
 Torch is imported inside the fixtures, so that the client's tests run where there is none.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +21,8 @@ import pytest
 if TYPE_CHECKING:
     from labelmux_adapters.files import Adapter
     from labelmux_encoder.weights import LoadedEncoder
+
+START_LIMIT_S = 90.0
 
 WORDS = (
     "the train to the coast leaves at nine and the bus at ten",
@@ -167,3 +175,74 @@ def make_adapter(tiny_encoder: LoadedEncoder) -> Callable[..., Adapter]:
         return read_adapter(write_adapter(done, tensors))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def adapter_bytes(make_adapter) -> Callable[..., bytes]:
+    """The file of an adapter made by ``make_adapter``."""
+    from labelmux_adapters.files import write_adapter
+
+    def make(*args: Any, **kwargs: Any) -> bytes:
+        adapter = make_adapter(*args, **kwargs)
+        return write_adapter(adapter.manifest, adapter.tensors)
+
+    return make
+
+
+class ServerProcess:
+    """``python -m labelmux_server`` on a free port of this machine."""
+
+    def __init__(self, folder: Path, encoder: Path, *flags: str) -> None:
+        self._log = (folder / "server.log").open("ab")
+        self.state_dir = folder / "state"
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "labelmux_server", "--port", "0", "--no-demo"),
+                *("--state-dir", str(self.state_dir), "--encoder", str(encoder), *flags),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        self.log_path = folder / "server.log"
+        self.url = ""
+
+    def wait_ready(self) -> ServerProcess:
+        """Return once the server has said that it serves."""
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], START_LIMIT_S)
+        line = self.process.stdout.readline().decode() if ready else ""
+        assert "serving" in line, self.log_path.read_text()
+        self.url = next(word for word in line.split() if word.startswith("http://"))
+        return self
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        self.process.kill()
+        self.process.wait()
+
+    def terminate(self) -> None:
+        """Ask it to drain."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def close(self) -> None:
+        """Reap it."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self._log.close()
+
+
+@pytest.fixture
+def start_server(tmp_path, tiny_encoder_folder) -> Iterator[Callable[..., ServerProcess]]:
+    """A starter of real servers, all on one state folder; each is reaped."""
+    with contextlib.ExitStack() as started:
+
+        def start(*flags: str) -> ServerProcess:
+            server = ServerProcess(tmp_path, tiny_encoder_folder, *flags)
+            started.callback(server.close)
+            return server.wait_ready()
+
+        yield start

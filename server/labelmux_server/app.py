@@ -9,7 +9,13 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from labelmux_encoder.weights import LoadedEncoder
-from labelmux_server import routes_classify, routes_health, routes_info, routes_tasks
+from labelmux_server import (
+    routes_classify,
+    routes_console,
+    routes_health,
+    routes_info,
+    routes_tasks,
+)
 from labelmux_server.access import behind
 from labelmux_server.edge import Edge, add_error_handlers
 from labelmux_server.metrics import Metrics
@@ -63,6 +69,7 @@ def create_app(settings: Settings, loaded: LoadedEncoder | None = None) -> FastA
         routes_info.router,
         routes_health.metrics_router,
         routes_health.router,
+        routes_console.router,
     ):
         app.include_router(router)
     return app

@@ -12,7 +12,7 @@ from labelmux_server.metrics import CONTENT_TYPE, Metrics
 from labelmux_server.schemas import Health
 from labelmux_server.service import Service
 
-#: The only routes without a guard.
+#: Without a guard, as the console's files are; nothing else is.
 router = APIRouter(tags=["health"])
 metrics_router = guarded_router("metrics", "metrics")
 

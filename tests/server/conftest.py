@@ -1,25 +1,16 @@
-"""Apps in this process, and real servers in processes of their own, on the tiny encoder."""
+"""Apps in this process, on the tiny encoder."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
-import os
-import select
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-
-START_LIMIT_S = 90.0
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,18 +18,6 @@ def few_threads() -> None:
     import torch
 
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def adapter_bytes(make_adapter) -> Callable[..., bytes]:
-    """The file of an adapter made by ``make_adapter``."""
-    from labelmux_adapters.files import write_adapter
-
-    def make(*args: Any, **kwargs: Any) -> bytes:
-        adapter = make_adapter(*args, **kwargs)
-        return write_adapter(adapter.manifest, adapter.tensors)
-
-    return make
 
 
 @pytest.fixture
@@ -61,64 +40,6 @@ def serving(tmp_path, tiny_encoder) -> Callable[..., Any]:
         return asyncio.run(main())
 
     return run
-
-
-class ServerProcess:
-    """``python -m labelmux_server`` on a free port of this machine."""
-
-    def __init__(self, folder: Path, encoder: Path, *flags: str) -> None:
-        self._log = (folder / "server.log").open("ab")
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "labelmux_server", "--port", "0", "--no-demo"),
-                *("--state-dir", str(folder / "state"), "--encoder", str(encoder), *flags),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        self.log_path = folder / "server.log"
-        self.url = ""
-
-    def wait_ready(self) -> ServerProcess:
-        """Return once the server has said that it serves."""
-        assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], START_LIMIT_S)
-        line = self.process.stdout.readline().decode() if ready else ""
-        assert "serving" in line, self.log_path.read_text()
-        self.url = next(word for word in line.split() if word.startswith("http://"))
-        return self
-
-    def kill(self) -> None:
-        """End it as a power cut would."""
-        self.process.kill()
-        self.process.wait()
-
-    def terminate(self) -> None:
-        """Ask it to drain."""
-        self.process.send_signal(signal.SIGTERM)
-
-    def close(self) -> None:
-        """Reap it."""
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        self._log.close()
-
-
-@pytest.fixture
-def start_server(tmp_path, tiny_encoder_folder) -> Iterator[Callable[..., ServerProcess]]:
-    """A starter of real servers, all on one state folder; each is reaped."""
-    with contextlib.ExitStack() as started:
-
-        def start(*flags: str) -> ServerProcess:
-            server = ServerProcess(tmp_path, tiny_encoder_folder, *flags)
-            started.callback(server.close)
-            return server.wait_ready()
-
-        yield start
 
 
 @pytest.fixture

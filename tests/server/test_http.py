@@ -47,7 +47,7 @@ def test_an_odd_request_id_is_replaced(serving, sent):
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("GET", "/", 404, "not_found"),
+        ("GET", "/absent", 404, "not_found"),
         ("GET", "/v1/tasks/", 404, "not_found"),
         ("GET", "/v1/nothing", 404, "not_found"),
         ("POST", "/v1/tasks", 405, "method_not_allowed"),
