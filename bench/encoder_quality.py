@@ -99,7 +99,7 @@ def score(
         found = fit_probe(train.features, gold, dev.features, dev_gold).dev
         return {"accuracy": found.accuracy, "macro_f1": found.macro_f1}, len(chosen)
     kept = _ytuning(task, loaded, train, dev, run.seed)
-    return {"accuracy": kept.dev_accuracy, "macro_f1": kept.dev_macro_f1}, len(chosen)
+    return {"accuracy": kept.accuracy, "macro_f1": kept.macro_f1}, len(chosen)
 
 
 def _ytuning(
@@ -108,8 +108,8 @@ def _ytuning(
     """Train as ``labelmux train`` does by default."""
     count = len(task.labels)
     sizes, starts = choose_sizes(loaded, count), train.class_means(count)
-    found = fit(sizes, count, train, dev, TrainerSettings(seed=seed), starts)
-    return found.history[found.best]
+    found = fit(sizes, task.labels, train, dev, TrainerSettings(seed=seed), starts)
+    return found.history[found.best].dev
 
 
 def scores(gold: Ids, predicted: Ids) -> dict[str, float]:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from full_finetuning import MAX_TOKENS, FullSettings, fit_full
 from labelled_sets import Split
 from labelmux_adapters.files import Adapter
@@ -179,7 +181,7 @@ def _mix(adapter: Adapter) -> tuple[float, ...]:
 
 
 def _served(adapter: Adapter, loaded: LoadedEncoder, split: Split) -> Ids:
-    found: Ids = serve_texts(adapter, loaded, split.rows.texts).logits.argmax(1)
+    found: Ids = np.stack(serve_texts(adapter, loaded, split.rows.texts).logits).argmax(1)
     return found
 
 

@@ -95,6 +95,14 @@ def runs_of(tags: Sequence[str]) -> Iterator[Run]:
             first, label = at, name
 
 
+def as_iob2(tags: Sequence[str]) -> list[str]:
+    """The same spans in tags that obey: each begins with ``B-``."""
+    found = [OUTSIDE] * len(tags)
+    for label, first, end in runs_of(tags):
+        found[first:end] = [f"B-{label}", *[f"I-{label}"] * (end - first - 1)]
+    return found
+
+
 def spread(tags: Sequence[str], words: Sequence[int]) -> list[str]:
     """Tags of a data set's tokens as those of the words in them.
 

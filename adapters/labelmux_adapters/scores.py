@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from labelmux_adapters.kinds import TaskKind
 from labelmux_adapters.manifest import Manifest
 
 #: From which score on a label is given where the manifest says nothing.
@@ -18,8 +19,15 @@ def to_scores(logits: NDArray[np.float32], manifest: Manifest) -> NDArray[np.flo
     temperature)``; those of a multi_label task are each label's own, ``sigmoid(logits /
     temperature)``.
     """
-    scaled = logits / np.float32(manifest.calibration.temperature)
-    return _sigmoid(scaled) if manifest.task_kind == "multi_label" else _softmax(scaled)
+    return scores_of(logits, manifest.task_kind, manifest.calibration.temperature)
+
+
+def scores_of(
+    logits: NDArray[np.float32], kind: TaskKind, temperature: float = 1.0
+) -> NDArray[np.float32]:
+    """The same, without a manifest."""
+    scaled = logits / np.float32(temperature)
+    return _sigmoid(scaled) if kind == "multi_label" else _softmax(scaled)
 
 
 def _sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:

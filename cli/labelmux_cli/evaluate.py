@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -13,7 +13,9 @@ from labelmux_cli.chunks import Question, ask, chunked
 from labelmux_cli.connection import DEFAULT_URL, AsJson, Key, Url, connect
 from labelmux_cli.errors import FailedError, UsageError, about
 from labelmux_cli.labelled import (
+    DEFAULT_DELIMITER,
     LabelColumn,
+    LabelDelimiter,
     PairColumn,
     TextColumn,
     columns,
@@ -25,8 +27,9 @@ from labelmux_cli.texts import Row
 from labelmux_client import Client, Prediction, TaskInfo
 
 if TYPE_CHECKING:
-    from labelmux_training.data import Columns
-    from labelmux_training.metrics import Metrics
+    from labelmux_adapters.kinds import TaskKind
+    from labelmux_training.data import Columns, Dataset
+    from labelmux_training.metrics import AnyMetrics
 
 
 @reported
@@ -49,6 +52,7 @@ def evaluate(
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     pair_column: PairColumn = None,
+    label_delimiter: LabelDelimiter = DEFAULT_DELIMITER,
     encoder: Annotated[
         str,
         typer.Option(
@@ -59,7 +63,7 @@ def evaluate(
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score a labelled file: accuracy, macro F1, calibration error.
+    """Score a labelled file: accuracy, or F1 of several labels, or F1 of spans.
 
     Example:
       labelmux evaluate spam.safetensors test.csv
@@ -69,7 +73,7 @@ def evaluate(
     if len(files) != wanted:
         names = "the labelled file alone" if task is not None else "ADAPTER.safetensors and DATA"
         raise UsageError(f"{len(files)} files were given; give {names}")
-    chosen = columns(text_column, label_column, pair_column)
+    chosen = columns(text_column, label_column, pair_column, label_delimiter)
     with Bars() as bars, needs_extra():
         if task is None:
             from labelmux_training.evaluate import evaluate as run
@@ -90,15 +94,14 @@ def evaluate(
 
 def _ask_server(
     client: Client, task: str, data: Path, chosen: Columns, bars: Bars
-) -> tuple[Metrics, dict[str, float]]:
+) -> tuple[AnyMetrics, dict[str, float]]:
     """Metrics of one version, even if another becomes active meanwhile."""
-    import numpy as np
-
-    from labelmux_training.evaluate import read_labelled_for, score_predictions
+    from labelmux_training.evaluate import read_labelled_for
 
     name, _, version = task.partition("@")
     info = client.task(name)
-    dataset = read_labelled_for(info.labels, info.pair, data, chosen)
+    kind = cast("TaskKind", info.task_kind)
+    dataset = read_labelled_for(info.labels, kind, info.pair, data, chosen)
     question = Question(tasks=(f"{name}@{version or info.version}",), pair=info.pair)
     rows = [Row(row.text, row.pair) for row in dataset.rows]
     predictions: list[Prediction] = []
@@ -108,10 +111,26 @@ def _ask_server(
         predictions += (answer[question.tasks[0]] for answer in answers)
         bars.advance(len(chunk))
     bars.done()
-    scores = np.array([_scores(prediction, info) for prediction in predictions])
-    metrics = score_predictions([row.label for row in dataset.rows], scores, info.labels)
+    metrics = _measure(dataset, predictions, info)
     truncated = sum(prediction.truncated for prediction in predictions)
     return metrics, {**metrics.to_json(), "truncated": truncated}
+
+
+def _measure(dataset: Dataset, predictions: Sequence[Prediction], info: TaskInfo) -> AnyMetrics:
+    import numpy as np
+
+    from labelmux_training.evaluate import score_labels, score_predictions, score_spans
+
+    if dataset.kind == "token":
+        spans = [
+            [(span.label, span.start, span.end) for span in prediction.spans or ()]
+            for prediction in predictions
+        ]
+        return score_spans(dataset, spans)
+    scores = np.array([_scores(prediction, info) for prediction in predictions])
+    if dataset.kind == "multi_label":
+        return score_labels(dataset, [found.predicted or () for found in predictions], info.labels)
+    return score_predictions([row.label for row in dataset.rows], scores, info.labels)
 
 
 def _scores(prediction: Prediction, info: TaskInfo) -> Sequence[float]:

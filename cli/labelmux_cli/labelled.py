@@ -13,7 +13,7 @@ from labelmux_cli.output import print_table
 
 if TYPE_CHECKING:
     from labelmux_training.data import Columns
-    from labelmux_training.metrics import Metrics
+    from labelmux_training.metrics import AnyMetrics
 
 #: What the wheel's extra ``train`` brings.
 _EXTRA = frozenset({"matplotlib", "sklearn"})
@@ -43,21 +43,30 @@ PairColumn = Annotated[
 ]
 
 
-def columns(text: str | None, label: str | None, pair: str | None) -> Columns:
+LabelDelimiter = Annotated[
+    str,
+    typer.Option(
+        "--label-delimiter",
+        metavar="SIGN",
+        help="Between the labels of one field, where rows have several.",
+        rich_help_panel=_PANEL,
+    ),
+]
+DEFAULT_DELIMITER = "|"
+
+
+def columns(text: str | None, label: str | None, pair: str | None, delimiter: str) -> Columns:
     """The options above, as training takes them."""
     from labelmux_training.data import Columns
 
-    return Columns(text=text, label=label, pair=pair)
+    return Columns(text=text, label=label, pair=pair, delimiter=delimiter)
 
 
-def print_metrics(rows: Mapping[str, Metrics]) -> None:
-    """A table with one line per set of rows."""
+def print_metrics(rows: Mapping[str, AnyMetrics]) -> None:
+    """A table with one line per set of rows, all of one kind."""
+    shown = {name: metrics.shown() for name, metrics in rows.items()}
     print_table(
-        ("", "Accuracy", "Macro F1", "Calibration error", "Rows"),
-        (
-            (name, f"{found.accuracy:.4f}", f"{found.macro_f1:.4f}", f"{found.ece:.4f}", found.rows)
-            for name, found in rows.items()
-        ),
+        ("", *next(iter(shown.values()))), ((name, *of.values()) for name, of in shown.items())
     )
 
 

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from labelmux_adapters.kinds import TaskKind
 from labelmux_cli.bars import Bars
 from labelmux_cli.connection import AsJson
 from labelmux_cli.errors import UsageError
 from labelmux_cli.labelled import (
+    DEFAULT_DELIMITER,
     LabelColumn,
+    LabelDelimiter,
     PairColumn,
     TextColumn,
     columns,
@@ -29,6 +32,7 @@ from labelmux_cli.output import print_json, print_line, reported, size
 from labelmux_training.settings import TrainerSettings
 
 if TYPE_CHECKING:
+    from labelmux_training.metrics import AnyMetrics
     from labelmux_training.train import TrainResult
 
 _SIZES = "Size of the adapter"
@@ -60,7 +64,9 @@ def _train(
     ],
     train_file: Annotated[
         Path,
-        typer.Option("--train", metavar="FILE", help="Labelled rows: CSV, TSV or JSONL (or .gz)."),
+        typer.Option(
+            "--train", metavar="FILE", help="Labelled rows: CSV, TSV, JSONL or CoNLL (or .gz)."
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -86,6 +92,24 @@ def _train(
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     pair_column: PairColumn = None,
+    label_delimiter: LabelDelimiter = DEFAULT_DELIMITER,
+    kind: Annotated[
+        TaskKind | None,
+        typer.Option(
+            "--kind",
+            help="What a label is of: the text, one or several, or each of its words. Told by "
+            "the rows if left out; CSV and TSV have one label a row unless this says otherwise.",
+        ),
+    ] = None,
+    abstain_at_accuracy: Annotated[
+        float | None,
+        typer.Option(
+            "--abstain-at-accuracy",
+            metavar="X",
+            help="Abstain from the least sure answers, so that on dev this share of the others "
+            "is right; for single labels.",
+        ),
+    ] = None,
     encoder: Annotated[
         str,
         typer.Option(
@@ -159,6 +183,8 @@ def _train(
     Example:
       labelmux train --task spam --train train.csv
       labelmux train --task spam --train train.csv --dev dev.csv --probe
+      labelmux train --task moods --train moods.csv --kind multi_label
+      labelmux train --task names --train names.conll
     """
     card = _card(note or ())
     with Bars() as bars, needs_extra():
@@ -171,7 +197,9 @@ def _train(
             out=out if out is not None else Path(f"{Path(task).name}.safetensors"),
             dev=dev,
             test=test,
-            columns=columns(text_column, label_column, pair_column),
+            columns=columns(text_column, label_column, pair_column, label_delimiter),
+            kind=kind,
+            abstain_at_accuracy=abstain_at_accuracy,
             encoder=encoder,
             max_tokens=max_tokens,
             width=width,
@@ -227,7 +255,7 @@ def _card(notes: Sequence[str]) -> dict[str, str]:
 
 
 def _print_people(task: str, result: TrainResult) -> None:
-    named = {
+    named: dict[str, AnyMetrics | None] = {
         "dev": result.dev,
         "test": result.test,
         "linear probe, dev": result.probe_dev,

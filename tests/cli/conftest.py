@@ -36,6 +36,7 @@ class Task:
     files: list[bytes] = field(default_factory=list)
     active: int = 1
     history: list[tuple[str, int]] = field(default_factory=list)
+    kind: str = "single_label"
     #: What it says of every text, instead.
     answer: dict[str, Any] | None = None
 
@@ -117,7 +118,7 @@ class FakeServer:
         return {
             "task": name,
             "method": "ytuning",
-            "task_kind": "single_label",
+            "task_kind": task.kind,
             "labels": task.labels,
             "pair": task.pair,
             "max_tokens": 64,

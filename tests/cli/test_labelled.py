@@ -97,6 +97,32 @@ def test_evaluate_asks_one_version_of_a_running_server(labelmux, server, tmp_pat
     assert "20 texts were longer" in people.out
 
 
+COMMON = {"truncated": False, "windows": 1, "calibrated": True}
+
+
+def test_evaluate_counts_spans_and_labels_of_a_running_server(labelmux, server, tmp_path):
+    names = server.tasks["spam"]
+    names.kind, names.labels = "token", ["O", "B-person", "I-person"]
+    span = {"label": "person", "start": 0, "end": 3, "text": "Ada", "score": 0.9}
+    names.answer = COMMON | {"task_kind": "token", "spans": [span]}
+    data = tmp_path / "rows.conll"
+    data.write_text("Ada B-person\nran O\n\nAda B-person\nByron I-person\n")
+    done = labelmux("evaluate", "--task", "spam", data, "--json", url=server.url)
+    assert done.code == 0, done.err
+    assert (done.json["f1"], done.json["rows"]) == (0.5, 2)
+    assert "Span F1" in labelmux("evaluate", "--task", "spam", data, url=server.url).out
+
+    names.kind, names.labels = "multi_label", ["joy", "fear"]
+    labels = [{"label": "joy", "score": 0.9}, {"label": "fear", "score": 0.2}]
+    names.answer = COMMON | {"task_kind": "multi_label", "labels": labels, "predicted": ["joy"]}
+    data = tmp_path / "rows.csv"
+    data.write_text("text,label\na,joy\nb,joy;fear\n")
+    arguments = ("evaluate", "--task", "spam", data, "--label-delimiter", ";")
+    done = labelmux(*arguments, "--json", url=server.url)
+    assert done.code == 0, done.err
+    assert (done.json["subset_accuracy"], done.json["macro_f1"]) == (0.5, 0.5)
+
+
 @pytest.mark.parametrize(
     ("args", "code", "problem"),
     [
@@ -109,6 +135,9 @@ def test_evaluate_asks_one_version_of_a_running_server(labelmux, server, tmp_pat
         (["train", "--task", "x", "--train", "DATA", "--note", "free"], 2, "KEY=TEXT"),
         (["train", "--task", "x", "--train", "DATA", "--text-column", "no"], 1, "'no'"),
         (["train", "--task", "x", "--train", "DATA", "--learning-rate", "0"], 2, "learning_rate"),
+        (["train", "--task", "x", "--train", "DATA", "--kind", "token"], 1, "is no list"),
+        (["train", "--task", "x", "--train", "DATA", "--kind", "many"], 2, "--kind"),
+        (["train", "--task", "x", "--train", "DATA", "--abstain-at-accuracy", "95"], 2, "0.95"),
         (["train", "--task", "x"], 2, "--train"),
     ],
 )
@@ -174,7 +203,11 @@ def test_settings_of_the_trainer_reach_it(labelmux, rows, monkeypatch):
         raise TrainingError("seen")
 
     monkeypatch.setattr("labelmux_training.train.train", train)
-    done = labelmux("train", "--task", "x", "--train", rows, "--loss", "margin", "--margin", "2.5")
+    arguments = ("--loss", "margin", "--margin", "2.5", "--kind", "multi_label")
+    more = ("--label-delimiter", ";", "--abstain-at-accuracy", "0.9")
+    done = labelmux("train", "--task", "x", "--train", rows, *arguments, *more)
     assert (done.code, done.err) == (1, "error: seen\n")
+    assert (found[0].kind, found[0].columns.delimiter) == ("multi_label", ";")
+    assert found[0].abstain_at_accuracy == 0.9
     assert (found[0].settings.loss, found[0].settings.margin) == ("margin", 2.5)
     assert found[0].out.name == "x.safetensors"

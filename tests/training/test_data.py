@@ -32,7 +32,7 @@ def test_every_form_gives_the_same_rows_and_digest(tmp_path: Path, name: str) ->
     ]
     assert not found.pair
     same = Dataset(
-        tmp_path, (Row("good, really", None, "yes", 7), Row("bad", None, "no", 9)), False
+        tmp_path, (Row("good, really", None, ("yes",), 7), Row("bad", None, ("no",), 9)), False
     )
     assert found.digest == same.digest
 

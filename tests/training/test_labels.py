@@ -13,7 +13,7 @@ from labelmux_training.labels import check_known, choose_labels, label_ids, spli
 def dataset(*labels: str, texts: list[str] | None = None) -> Dataset:
     texts = texts or [f"text {index}" for index in range(len(labels))]
     rows = tuple(
-        Row(text, None, label, line)
+        Row(text, None, (label,), line)
         for line, (text, label) in enumerate(zip(texts, labels, strict=True), start=2)
     )
     return Dataset(Path("rows.csv"), rows, pair=False)

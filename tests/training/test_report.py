@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from labelmux_adapters.manifest import Calibration
 from labelmux_training.data import Dataset, Row
-from labelmux_training.metrics import measure
+from labelmux_training.kinds import KINDS
 from labelmux_training.report import Report, render_report
 from labelmux_training.trainer import Epoch
 
@@ -13,18 +14,22 @@ from labelmux_training.trainer import Epoch
 def page(labels: tuple[str, ...], texts: list[str]) -> str:
     generator = np.random.default_rng(0)
     gold = generator.integers(0, len(labels), len(texts))
-    scores = generator.dirichlet(np.ones(len(labels)), len(texts))
-    rows = tuple(Row(t, None, labels[g], 1) for t, g in zip(texts, gold, strict=True))
+    logits = generator.normal(size=(len(texts), len(labels))).astype(np.float32)
+    kind, calibration = KINDS["single_label"], Calibration(temperature=2.0)
+    metrics = kind.measure(gold, logits, labels, calibration)
+    rows = tuple(Row(t, None, (labels[g],), 1) for t, g in zip(texts, gold, strict=True))
     return render_report(
         Report(
             task="<task>",
             dev=Dataset(Path("dev.csv"), rows, pair=False),
+            kind=kind,
             gold=gold,
-            scores=scores,
+            logits=logits,
             labels=labels,
-            history=(Epoch(1.0, 0.5, 0.4, 0.9), Epoch(0.5, 0.6, 0.5, 0.8)),
+            calibration=calibration,
+            history=(Epoch(1.0, 0.5, metrics), Epoch(0.5, 0.6, metrics)),
             best=1,
-            numbers={"dev": measure(gold, scores)},
+            numbers={"dev": metrics},
             settings={"<setting>": "<value>"},
         )
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from labelmux_adapters.canaries import serve_logits
 from labelmux_adapters.files import Adapter, read_adapter, write_adapter
-from labelmux_adapters.manifest import Calibration, Canary, Manifest
+from labelmux_adapters.kinds import TaskKind
+from labelmux_adapters.manifest import MAX_CANARY_LOGITS, Calibration, Canary, Manifest
 from labelmux_adapters.ytuning import YTuningSizes
 from labelmux_encoder.tokenizer import TextInput
 from labelmux_encoder.weights import LoadedEncoder
@@ -29,6 +30,8 @@ _CANARY_CHARS = 200
 _LONGEST_CANARY_CHARS = 2000
 #: fp16 halves the file; on dev it changes no answer that we saw.
 _STORED_AS = torch.float16
+#: Of a canary's logits: far finer than any tolerance.
+_CANARY_DIGITS = 5
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,12 @@ class Assembly:
     texts: Sequence[TextInput]
     #: The file they are from.
     path: Path
-    temperature: float = 1.0
+    kind: TaskKind = "single_label"
+    calibration: Calibration = field(default_factory=Calibration)
 
-    def calibrated(self, temperature: float) -> Assembly:
-        """The same with another temperature."""
-        return replace(self, temperature=temperature)
+    def calibrated(self, calibration: Calibration) -> Assembly:
+        """The same with another calibration."""
+        return replace(self, calibration=calibration)
 
     def adapter(self) -> Adapter:
         """The adapter as a server would read it, but for metrics, card and the canaries' logits."""
@@ -62,7 +66,7 @@ class Assembly:
         chosen = self._chosen()
         logits = serve_logits(self.adapter(), self.loaded, chosen)
         canaries = [
-            self._canary(text, [float(x) for x in row])
+            self._canary(text, [round(float(x), _CANARY_DIGITS) for x in row.ravel()])
             for text, row in zip(chosen, logits, strict=True)
         ]
         return self._write(tuple(canaries), metrics, card)
@@ -72,7 +76,7 @@ class Assembly:
     ) -> bytes:
         stored = {name: tensor.to(_STORED_AS) for name, tensor in self.tensors.items()}
         manifest = Manifest(
-            task_kind="single_label",
+            task_kind=self.kind,
             labels=self.labels,
             method="ytuning",
             sizes=self.sizes.to_mapping(),
@@ -80,10 +84,12 @@ class Assembly:
             encoder_fingerprint=self.loaded.encoder.fingerprint,
             max_tokens=self.max_tokens,
             pair=self.pair,
-            calibration=Calibration(temperature=self.temperature),
+            calibration=self.calibration,
             metrics={name: float(value) for name, value in metrics.items()},
             parameters=sum(tensor.numel() for tensor in stored.values()),
-            parameter_share=share(self.loaded, self.sizes, len(self.labels)),
+            parameter_share=share(
+                self.loaded, self.sizes, len(self.labels), tokens=self.kind == "token"
+            ),
             data_digest=self.data_digest,
             created_at=datetime.now(UTC).replace(microsecond=0),
             canaries=canaries,
@@ -104,7 +110,18 @@ class Assembly:
                 _FEWEST_CANARIES,
                 f"different texts of at most {_LONGEST_CANARY_CHARS} characters",
             )
-        return short[:_MOST_CANARIES]
+        return short[:_MOST_CANARIES] if self.kind != "token" else self._few_tokens(short)
+
+    def _few_tokens(self, texts: list[TextInput]) -> list[TextInput]:
+        """The first of them, or the shortest where a manifest has no room for all their tokens."""
+        rows = self.loaded.tokenizer.encode(texts, self.max_tokens)
+        logits = [len(row.token_ids) * len(self.labels) for row in rows]
+        if sum(logits[:_MOST_CANARIES]) <= MAX_CANARY_LOGITS:
+            return texts[:_MOST_CANARIES]
+        order = sorted(range(len(texts)), key=lambda at: logits[at])[:_MOST_CANARIES]
+        while len(order) > _FEWEST_CANARIES and sum(logits[at] for at in order) > MAX_CANARY_LOGITS:
+            order.pop()
+        return [texts[at] for at in order]
 
     def _canary(self, text: TextInput, logits: list[float]) -> Canary:
         first, second = (text, None) if isinstance(text, str) else text

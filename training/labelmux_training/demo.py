@@ -19,6 +19,7 @@ from typing import Any
 from labelmux_encoder.tokenizer import TextInput
 from labelmux_encoder.weights import LoadedEncoder, load_encoder
 from labelmux_training.assemble import write_file
+from labelmux_training.metrics import Metrics
 from labelmux_training.progress import NoProgress
 from labelmux_training.settings import TrainerSettings
 from labelmux_training.train import TrainOptions, TrainResult, train
@@ -127,7 +128,7 @@ def scores_table(trained: Sequence[Trained]) -> str:
     ahead: list[float] = []
     for one in trained:
         test, probe = one.result.test, one.result.probe_test
-        assert test is not None and probe is not None
+        assert isinstance(test, Metrics) and isinstance(probe, Metrics)
         ahead.append(test.accuracy - probe.accuracy)
         labels = len(one.result.adapter.manifest.labels)
         lines.append(

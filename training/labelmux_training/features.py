@@ -100,6 +100,19 @@ class Features:
         """The same of the average of all states, each normalised: what a new adapter pools."""
         return self._token_means(lambda states: normalise_states(states).mean(1))
 
+    def mixed_sums(self, tokens: Tensor, classes: Tensor, count: int) -> Tensor:
+        """Sums over tokens of one class of the average of all states, each normalised. [count, H]
+
+        Args:
+            tokens: rows of ``values``. [n]
+            classes: of each, below ``count``. [n]
+        """
+        sums = torch.zeros(count, self.values.shape[1] // self.states)
+        for part, of in zip(tokens.split(PASS_TOKENS), classes.split(PASS_TOKENS), strict=True):
+            states = self.values[part].float().unflatten(1, (self.states, -1))
+            sums.index_add_(0, of, normalise_states(states).mean(1))
+        return sums
+
     def _token_means(self, read: Callable[[Tensor], Tensor]) -> Tensor:
         """Mean over each text's tokens of what ``read`` makes of [tokens, L+1, H]. [rows, H]"""
         hidden = self.values.shape[1] // self.states

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from labelmux_adapters.iob2 import OUTSIDE
 from labelmux_encoder.tokenizer import TextInput
 from labelmux_training.data import Dataset
 from labelmux_training.errors import LabelsError, RowError, TooFewRowsError
@@ -29,9 +30,9 @@ def choose_labels(train: Dataset, wanted: Sequence[str] | None = None) -> tuple[
         LabelsError: one label only, too many, one without a row, or one repeated in ``wanted``.
         RowError: a row's label is not in ``wanted``.
     """
-    found = Counter(row.label for row in train.rows)
+    found = Counter(label for row in train.rows for label in row.labels)
     if wanted is None:
-        labels = tuple(sorted(found, key=_sort_key(found)))
+        labels = tuple(sorted(found, key=_tag_key if train.kind == "token" else _sort_key(found)))
     else:
         labels = tuple(wanted)
         repeated = [label for label, times in Counter(labels).items() if times > 1]
@@ -43,10 +44,14 @@ def choose_labels(train: Dataset, wanted: Sequence[str] | None = None) -> tuple[
             raise LabelsError(
                 train.path, f"no row has the label {empty[0]!r}", "add rows of it or leave it out"
             )
+    if train.kind == "token" and OUTSIDE not in labels:
+        labels = (OUTSIDE, *labels)
     if len(labels) < 2:
         raise LabelsError(
             train.path,
-            f"all {len(train.rows)} rows have the label {labels[0]!r}",
+            f"all {len(train.rows)} rows have the label {labels[0]!r}"
+            if labels
+            else "no row has a label",
             "a task needs at least two labels",
         )
     if len(labels) > MAX_LABELS:
@@ -58,6 +63,12 @@ def choose_labels(train: Dataset, wanted: Sequence[str] | None = None) -> tuple[
     return labels
 
 
+def _tag_key(tag: str) -> tuple[str, str]:
+    """``O`` first, then by type, ``B-`` before ``I-``."""
+    prefix, _, name = tag.partition("-")
+    return (name, prefix)
+
+
 def _sort_key(found: Counter[str]) -> type[int] | type[str]:
     def canonical(label: str) -> bool:
         return label.isascii() and label.removeprefix("-").isdigit() and str(int(label)) == label
@@ -66,31 +77,41 @@ def _sort_key(found: Counter[str]) -> type[int] | type[str]:
 
 
 def check_known(dataset: Dataset, labels: Sequence[str]) -> None:
-    """Raises RowError at the first row whose label is not among ``labels``."""
+    """Raises RowError at the first row with a label that is not among ``labels``."""
     known = set(labels)
     for row in dataset.rows:
-        if row.label not in known:
+        strange = [label for label in row.labels if label not in known]
+        if strange:
             names = ", ".join(repr(label) for label in labels[:_SHOWN_LABELS])
             more = f" and {len(labels) - _SHOWN_LABELS} more" if len(labels) > _SHOWN_LABELS else ""
             raise RowError(
                 dataset.path,
                 row.line,
-                f"unknown label {row.label!r}",
+                f"unknown label {strange[0]!r}",
                 f"the task's labels are {names}{more}",
             )
 
 
 def label_ids(dataset: Dataset, labels: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Each row's position in ``labels``, which must know them all. [rows]"""
+    """Each row's position in ``labels``, which must know them all; rows have one. [rows]"""
     index = {label: position for position, label in enumerate(labels)}
     return np.array([index[row.label] for row in dataset.rows], dtype=np.int64)
+
+
+def label_flags(dataset: Dataset, labels: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Which of ``labels`` each row has. [rows, K]"""
+    index = {label: position for position, label in enumerate(labels)}
+    flags = np.zeros((len(dataset.rows), len(labels)), dtype=np.bool_)
+    for at, row in enumerate(dataset.rows):
+        flags[at, [index[label] for label in row.labels]] = True
+    return flags
 
 
 def split_dev(dataset: Dataset, seed: int, share: float = DEV_SHARE) -> tuple[list[int], list[int]]:
     """Row indices for train and dev, stratified by label, in file order; equal for equal seeds.
 
-    Rows with the same text stay on one side, so dev holds nothing that training saw. A label with
-    fewer than three distinct texts stays in train.
+    Of a row with several labels the rarest counts. Rows with the same text stay on one side, so dev
+    holds nothing that training saw. A label with fewer than three distinct texts stays in train.
 
     Raises:
         TooFewRowsError: nothing would be left for dev.
@@ -98,9 +119,11 @@ def split_dev(dataset: Dataset, seed: int, share: float = DEV_SHARE) -> tuple[li
     groups: dict[TextInput, list[int]] = defaultdict(list)
     for index, row in enumerate(dataset.rows):
         groups[row.input].append(index)
+    counts = Counter(label for row in dataset.rows for label in row.labels)
     by_label: dict[str, list[list[int]]] = defaultdict(list)
     for members in groups.values():
-        by_label[dataset.rows[members[0]].label].append(members)
+        labels = dataset.rows[members[0]].labels
+        by_label[min(labels, key=lambda label: (counts[label], label), default="")].append(members)
     generator = random.Random(seed)
     dev: list[int] = []
     for label in sorted(by_label):

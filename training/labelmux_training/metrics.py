@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from labelmux_adapters.iob2 import runs_of
+
 Scores = npt.NDArray[np.floating]
 Ids = npt.NDArray[np.int64]
+#: Which labels each row has. [rows, K]
+Flags = npt.NDArray[np.bool_]
 
 #: Bins of the expected calibration error and of the reliability plot.
 BINS = 15
@@ -23,14 +29,85 @@ class Metrics:
     ece: float
     rows: int
 
+    @property
+    def score(self) -> float:
+        """The one that decides which epoch is kept."""
+        return self.accuracy
+
     def to_json(self) -> dict[str, float]:
         """As the manifest and ``--json`` carry them."""
+        return asdict(self)
+
+    def shown(self) -> dict[str, str]:
+        """For people, by name."""
         return {
-            "accuracy": self.accuracy,
-            "macro_f1": self.macro_f1,
-            "ece": self.ece,
-            "rows": self.rows,
+            "Accuracy": f"{self.accuracy:.4f}",
+            "Macro F1": f"{self.macro_f1:.4f}",
+            "Calibration error": f"{self.ece:.4f}",
+            "Rows": f"{self.rows}",
         }
+
+
+@dataclass(frozen=True, slots=True)
+class LabelMetrics:
+    """The numbers of a multi_label task."""
+
+    #: Over the labels that occur in the rows or in the answers.
+    macro_f1: float
+    #: Over all decisions.
+    micro_f1: float
+    #: Share of the rows whose labels are all right.
+    subset_accuracy: float
+    rows: int
+
+    @property
+    def score(self) -> float:
+        """The one that decides which epoch is kept."""
+        return self.macro_f1
+
+    def to_json(self) -> dict[str, float]:
+        """As the manifest and ``--json`` carry them."""
+        return asdict(self)
+
+    def shown(self) -> dict[str, str]:
+        """For people, by name."""
+        return {
+            "Macro F1": f"{self.macro_f1:.4f}",
+            "Micro F1": f"{self.micro_f1:.4f}",
+            "All labels right": f"{self.subset_accuracy:.4f}",
+            "Rows": f"{self.rows}",
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SpanMetrics:
+    """The numbers of a token task: a span is right if type and both ends are."""
+
+    f1: float
+    precision: float
+    recall: float
+    rows: int
+
+    @property
+    def score(self) -> float:
+        """The one that decides which epoch is kept."""
+        return self.f1
+
+    def to_json(self) -> dict[str, float]:
+        """As the manifest and ``--json`` carry them."""
+        return asdict(self)
+
+    def shown(self) -> dict[str, str]:
+        """For people, by name."""
+        return {
+            "Span F1": f"{self.f1:.4f}",
+            "Precision": f"{self.precision:.4f}",
+            "Recall": f"{self.recall:.4f}",
+            "Rows": f"{self.rows}",
+        }
+
+
+AnyMetrics = Metrics | LabelMetrics | SpanMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +181,62 @@ def negative_log_likelihood(gold: Ids, logits: Scores, temperature: float = 1.0)
     peak = scaled.max(axis=1, keepdims=True)
     total = np.log(np.exp(scaled - peak).sum(axis=1)) + peak[:, 0]
     return float((total - scaled[np.arange(len(gold)), gold]).mean())
+
+
+def measure_labels(gold: Flags, found: Flags) -> LabelMetrics:
+    """All metrics of answers with any number of labels. Each [rows, K]; rows > 0"""
+    counts = label_counts(gold, found)
+    f1 = counts_f1(*counts)
+    return LabelMetrics(
+        macro_f1=0.0 if np.isnan(f1).all() else float(np.nanmean(f1)),
+        micro_f1=_or_zero(counts_f1(*(count.sum() for count in counts))),
+        subset_accuracy=float((gold == found).all(axis=1).mean()),
+        rows=len(gold),
+    )
+
+
+def label_counts(gold: Flags, found: Flags) -> tuple[Ids, Ids, Ids]:
+    """Of each label: rows where it is rightly given, given, and there. Each [K]"""
+    return (gold & found).sum(axis=0), found.sum(axis=0), gold.sum(axis=0)
+
+
+def counts_f1(right: Ids, said: Ids, there: Ids) -> npt.NDArray[np.float64]:
+    """F1 from counts; NaN where nothing is said and nothing is there."""
+    with np.errstate(invalid="ignore"):
+        f1: npt.NDArray[np.float64] = np.asarray(2 * right / (said + there))
+    return f1
+
+
+def measure_spans(gold: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> SpanMetrics:
+    """All metrics of tags, as conlleval and seqeval have them. One sequence a row"""
+    counts = span_counts(gold, found)
+    right, said, there = (sum(of[at] for of in counts.values()) for at in range(3))
+    return SpanMetrics(
+        f1=2 * right / (said + there) if said + there else 0.0,
+        precision=right / said if said else 0.0,
+        recall=right / there if there else 0.0,
+        rows=len(gold),
+    )
+
+
+def span_counts(
+    gold: Sequence[Sequence[str]], found: Sequence[Sequence[str]]
+) -> dict[str, tuple[int, int, int]]:
+    """Of each type of span: how many are right, said, and there."""
+    right, said, there = Counter[str](), Counter[str](), Counter[str]()
+    for wanted, tags in zip(gold, found, strict=True):
+        expected, given = set(runs_of(wanted)), set(runs_of(tags))
+        right.update(run.label for run in expected & given)
+        said.update(run.label for run in given)
+        there.update(run.label for run in expected)
+    return {name: (right[name], said[name], there[name]) for name in sorted({*said, *there})}
+
+
+def label_loss(gold: Flags, logits: Scores, temperature: float = 1.0) -> float:
+    """Mean over rows and labels of -log of what sigmoid(logits / temperature) says is so."""
+    scaled = logits.astype(np.float64) / temperature
+    return float(np.logaddexp(0, np.where(gold, -scaled, scaled)).mean())
+
+
+def _or_zero(value: npt.NDArray[np.float64]) -> float:
+    return 0.0 if np.isnan(value) else float(value)

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from labelmux_training.data import Dataset
+from labelmux_adapters.iob2 import Run, runs_of, words_of
+from labelmux_adapters.kinds import TaskKind
+from labelmux_adapters.manifest import Calibration
+from labelmux_adapters.scores import DEFAULT_THRESHOLD, scores_of
+from labelmux_training.data import Dataset, Row
+from labelmux_training.kinds import Kind, Tokens
 from labelmux_training.metrics import (
     BINS,
-    Ids,
-    Metrics,
+    AnyMetrics,
+    Flags,
     Scores,
     confusion,
     f1_by_label,
+    label_counts,
     reliability,
+    span_counts,
 )
 from labelmux_training.trainer import Epoch
 
@@ -55,21 +62,27 @@ class Report:
 
     task: str
     dev: Dataset
-    gold: Ids  # [rows]
-    #: Calibrated. [rows, K]
-    scores: Scores
+    kind: Kind
+    #: What dev says, and what the adapter does, as ``kind`` has them.
+    gold: Any
+    logits: Any
     labels: tuple[str, ...]
+    calibration: Calibration
     history: tuple[Epoch, ...]
     #: The epoch that was kept, as an index into ``history``.
     best: int
     #: Metrics by what they were measured on.
-    numbers: Mapping[str, Metrics]
+    numbers: Mapping[str, AnyMetrics]
     settings: Mapping[str, str]
+
+    @property
+    def scores(self) -> Scores:
+        """Calibrated, of texts that have labels. [rows, K]"""
+        return scores_of(self.logits, self.kind.name, self.calibration.temperature)
 
 
 def render_report(report: Report) -> str:
     """The page. Whatever came from a file is escaped."""
-    found = confusion(report.gold, report.scores.argmax(axis=1), len(report.labels))
     summary = (
         f"{len(report.labels)} labels, {report.numbers['dev'].rows} dev rows; "
         f"epoch {report.best + 1} of {len(report.history)} was kept."
@@ -83,18 +96,114 @@ def render_report(report: Report) -> str:
             f"<h1>{escape(report.task)}</h1>",
             f"<p>{summary}</p>",
             _numbers(report.numbers),
-            '<div class="two">',
-            _section("Training", _image(_training_plot(report), "training curve")),
-            _section("Reliability on dev", _image(_reliability_plot(report), "reliability plot")),
-            "</div>",
-            _section("Confusion on dev", _image(_confusion_plot(report, found), "confusion")),
-            _section("Most confused", _confused(report.labels, found)),
-            _section("By label", _by_label(report.labels, found)),
-            _section("Hardest dev rows", _hardest(report)),
+            *_SECTIONS[report.kind.name](report),
             _section("Settings", _table(("setting", "value"), list(report.settings.items()))),
             "</main></body></html>\n",
         ]
     )
+
+
+def _single_label(report: Report) -> list[str]:
+    scores = report.scores
+    found = confusion(report.gold, scores.argmax(axis=1), len(report.labels))
+    return [
+        '<div class="two">',
+        _section("Training", _image(_training_plot(report), "training curve")),
+        _section("Reliability on dev", _image(_reliability_plot(report), "reliability plot")),
+        "</div>",
+        _section("Confusion on dev", _image(_confusion_plot(report, found), "confusion")),
+        _section("Most confused", _confused(report.labels, found)),
+        _section("By label", _by_label(report.labels, found)),
+        _section("Hardest dev rows", _hardest(report)),
+    ]
+
+
+def _multi_label(report: Report) -> list[str]:
+    scores = report.scores
+    thresholds = report.calibration.thresholds or (DEFAULT_THRESHOLD,) * len(report.labels)
+    found = scores >= np.asarray(thresholds, np.float32)
+    counts = zip(report.labels, *label_counts(report.gold, found), strict=True)
+    rows = [
+        (*_counted(label, int(right), int(said), int(there)), f"{threshold:.3f}")
+        for (label, right, said, there), threshold in zip(counts, thresholds, strict=True)
+    ]
+    header = ("label", "rows", "precision", "recall", "F1", "threshold")
+    return [
+        _section("Training", _image(_training_plot(report), "training curve")),
+        _section("By label", _table(header, rows, numeric=(1, 2, 3, 4, 5))),
+        _section("Dev rows with most wrong labels", _most_wrong(report, found)),
+    ]
+
+
+def _token(report: Report) -> list[str]:
+    wanted, found = Tokens().tags_of(report.gold, report.logits, report.labels)
+    rows = [_counted(name, *counts) for name, counts in span_counts(wanted, found).items()]
+    header = ("type", "spans", "precision", "recall", "F1")
+    return [
+        _section("Training", _image(_training_plot(report), "training curve")),
+        _section("By type", _table(header, rows, numeric=(1, 2, 3, 4))),
+        _section("Dev rows with most wrong spans", _wrong_spans(report, wanted, found)),
+    ]
+
+
+_SECTIONS: Mapping[TaskKind, Callable[[Report], list[str]]] = {
+    "single_label": _single_label,
+    "multi_label": _multi_label,
+    "token": _token,
+}
+
+
+def _counted(name: str, right: int, said: int, there: int) -> tuple[object, ...]:
+    """A line of a table: how many there are, precision, recall, F1."""
+    f1 = 2 * right / (said + there) if said + there else 0.0
+    return (name, there, _share(right, said), _share(right, there), f"{f1:.1%}")
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "-"
+
+
+def _most_wrong(report: Report, found: Flags) -> str:
+    wrong = (report.gold != found).sum(axis=1)
+
+    def named(flags: npt.NDArray[np.bool_]) -> str:
+        return ", ".join(report.labels[at] for at in np.flatnonzero(flags)) or "-"
+
+    rows = [
+        (_shown(report.dev.rows[at]), named(report.gold[at]), named(found[at]))
+        for at in np.argsort(-wrong, kind="stable")[:_HARDEST]
+        if wrong[at]
+    ]
+    return _table(("text", "labels", "answered"), rows)
+
+
+def _wrong_spans(
+    report: Report, wanted: Sequence[Sequence[str]], found: Sequence[Sequence[str]]
+) -> str:
+    spans = [(set(runs_of(a)), set(runs_of(b))) for a, b in zip(wanted, found, strict=True)]
+    order = sorted(range(len(spans)), key=lambda at: -len(spans[at][0] ^ spans[at][1]))
+
+    def named(row: Row, runs: set[Run]) -> str:
+        words = [row.text[slice(*place)] for place in words_of(row.text)]
+        ends = [*row.firsts, len(words)]
+        parts = [
+            f"{run.label}: {' '.join(words[ends[run.first] : ends[run.end]])}"
+            for run in sorted(runs, key=lambda run: run.first)
+        ]
+        return "; ".join(parts) or "-"
+
+    rows = [
+        (_shown(row), named(row, spans[at][0]), named(row, spans[at][1]))
+        for at in order[:_HARDEST]
+        if spans[at][0] != spans[at][1]
+        for row in (report.dev.rows[at],)
+    ]
+    return _table(("text", "spans", "answered"), rows)
+
+
+def _shown(row: Row) -> str:
+    text = row.text if row.pair is None else f"{row.text}  |  {row.pair}"
+    return text if len(text) <= _TEXT_CHARS else f"{text[:_TEXT_CHARS]}..."
 
 
 def _section(title: str, body: str) -> str:
@@ -118,13 +227,11 @@ def _table(
     return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
 
 
-def _numbers(numbers: Mapping[str, Metrics]) -> str:
-    rows = [
-        (name, f"{m.accuracy:.2%}", f"{m.macro_f1:.2%}", f"{m.ece:.3f}", m.rows)
-        for name, m in numbers.items()
-    ]
-    header = ("measured on", "accuracy", "macro F1", "expected calibration error", "rows")
-    return _table(header, rows, numeric=(1, 2, 3, 4))
+def _numbers(numbers: Mapping[str, AnyMetrics]) -> str:
+    shown = {name: metrics.shown() for name, metrics in numbers.items()}
+    header = ("measured on", *shown["dev"])
+    rows = [(name, *values.values()) for name, values in shown.items()]
+    return _table(header, rows, numeric=range(1, len(header)))
 
 
 def _confused(labels: Sequence[str], found: npt.NDArray[np.int64]) -> str:
@@ -146,15 +253,12 @@ def _by_label(labels: Sequence[str], found: npt.NDArray[np.int64]) -> str:
     right, said, there = np.diag(found), found.sum(axis=0), found.sum(axis=1)
     f1 = f1_by_label(found)
 
-    def share(part: int, whole: int) -> str:
-        return f"{part / whole:.1%}" if whole else "-"
-
     rows = [
         (
             label,
             there[k],
-            share(right[k], said[k]),
-            share(right[k], there[k]),
+            _share(right[k], said[k]),
+            _share(right[k], there[k]),
             "-" if np.isnan(f1[k]) else f"{f1[k]:.1%}",
         )
         for k, label in enumerate(labels)
@@ -164,16 +268,15 @@ def _by_label(labels: Sequence[str], found: npt.NDArray[np.int64]) -> str:
 
 def _hardest(report: Report) -> str:
     """The rows whose own label got the lowest score."""
-    of_gold = report.scores[np.arange(len(report.gold)), report.gold]
+    scores = report.scores
+    of_gold = scores[np.arange(len(report.gold)), report.gold]
     rows = []
     for index in np.argsort(of_gold, kind="stable")[:_HARDEST]:
         row = report.dev.rows[index]
-        text = row.text if row.pair is None else f"{row.text}  |  {row.pair}"
-        shown = text if len(text) <= _TEXT_CHARS else f"{text[:_TEXT_CHARS]}..."
-        best = int(report.scores[index].argmax())
-        score = float(report.scores[index, best])
+        best = int(scores[index].argmax())
+        score = float(scores[index, best])
         rows.append(
-            (shown, row.label, f"{of_gold[index]:.3f}", report.labels[best], f"{score:.3f}")
+            (_shown(row), row.label, f"{of_gold[index]:.3f}", report.labels[best], f"{score:.3f}")
         )
     header = ("text", "label", "its score", "answered", "with score")
     return _table(header, rows, numeric=(2, 4))
@@ -198,17 +301,17 @@ def _training_plot(report: Report) -> Figure:
     losses.set_xlabel("epoch")
     losses.set_ylabel("loss")
     losses.xaxis.set_major_locator(MaxNLocator(integer=True))
-    accuracies = losses.twinx()
-    accuracies.plot(
+    scores = losses.twinx()
+    scores.plot(
         epochs,
-        [e.dev_accuracy for e in report.history],
+        [e.dev.score for e in report.history],
         color=_ACCENT,
         marker="o",
         markersize=3,
-        label="dev accuracy",
+        label="dev score",
     )
-    accuracies.axvline(report.best + 1, color=_ACCENT, linewidth=0.8, linestyle=":")
-    accuracies.set_ylabel("dev accuracy", color=_ACCENT)
+    scores.axvline(report.best + 1, color=_ACCENT, linewidth=0.8, linestyle=":")
+    scores.set_ylabel("dev score", color=_ACCENT)
     figure.legend(loc="upper center", ncol=3, frameon=False, fontsize=8)
     return figure
 

@@ -20,9 +20,8 @@ from labelmux_encoder.batch import pack_rows
 from labelmux_encoder.tokenizer import TextInput
 from labelmux_encoder.weights import LoadedEncoder
 from labelmux_training.features import Features, by_length
+from labelmux_training.kinds import Logits
 from labelmux_training.progress import NoProgress, Progress
-
-Logits = npt.NDArray[np.float32]
 
 #: Padded tokens, and rows, of one readout.
 _BATCH_TOKENS = 2048
@@ -33,13 +32,14 @@ _BATCH_ROWS = 64
 class Served:
     """What serving a list of texts gave."""
 
-    logits: Logits  # [rows, K]
+    #: One a row. Each [K], or [T, K] of a token task
+    logits: list[Logits]
     #: How many texts were cut to the adapter's token limit.
     truncated: int
 
 
-def serve_features(adapter: Adapter, features: Features) -> Logits:
-    """Logits of all rows of cached features, in their order. [rows, K]"""
+def serve_features(adapter: Adapter, features: Features) -> list[Logits]:
+    """Logits of all rows of cached features, in their order. Each [K] or [T, K]"""
     return _serve(adapter, features.lengths.numpy(), features.packed, NoProgress())
 
 
@@ -75,13 +75,14 @@ def _serve(
     lengths: npt.NDArray[np.int64],
     batch: Callable[[Sequence[int]], Tensor],
     progress: Progress,
-) -> Logits:
+) -> list[Logits]:
     bank = Bank()
     slot = bank.add(adapter)
-    logits = np.empty((len(lengths), len(adapter.manifest.labels)), dtype=np.float32)
+    logits: list[Logits] = [np.empty(0, np.float32)] * len(lengths)
     for rows in by_length(lengths, _BATCH_TOKENS, _BATCH_ROWS):
         wanted = [(place, slot) for place in range(len(rows))]
         found = bank.readout(batch(rows), lengths[rows].tolist(), wanted)
-        logits[rows] = np.stack(found)
+        for row, own in zip(rows, found, strict=True):
+            logits[row] = own
         progress.advance(len(rows))
     return logits

@@ -21,11 +21,13 @@ def choose_sizes(
     width: int | None = None,
     heads: int | None = None,
     ffn: int | None = None,
+    *,
+    tokens: bool = False,
 ) -> YTuningSizes:
     """Sizes of an adapter for this encoder; what is None is chosen.
 
     A chosen width is the widest that keeps the adapter within ``LARGEST_SHARE`` of the encoder's
-    parameters, and the narrowest there is where none does.
+    parameters, and the narrowest there is where none does. ``tokens``: for a token task.
 
     Raises:
         OptionsError: the sizes that are given do not go together.
@@ -36,14 +38,16 @@ def choose_sizes(
     candidates = [w for w in _WIDTHS if w % max(heads, 1) == 0] or [max(heads, 1)]
     for candidate in candidates:
         sizes = _sizes(loaded, candidate, heads, ffn)
-        if share(loaded, sizes, labels) <= LARGEST_SHARE:
+        if share(loaded, sizes, labels, tokens=tokens) <= LARGEST_SHARE:
             return sizes
     return sizes
 
 
-def share(loaded: LoadedEncoder, sizes: YTuningSizes, labels: int) -> float:
+def share(
+    loaded: LoadedEncoder, sizes: YTuningSizes, labels: int, *, tokens: bool = False
+) -> float:
     """An adapter's values over the encoder's, embeddings counted."""
-    return parameter_count(sizes, labels) / loaded.encoder.parameter_count
+    return parameter_count(sizes, labels, tokens=tokens) / loaded.encoder.parameter_count
 
 
 def _sizes(loaded: LoadedEncoder, width: int, heads: int, ffn: int | None) -> YTuningSizes:

@@ -5,25 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from labelmux_adapters.files import Adapter, read_adapter
-from labelmux_adapters.scores import to_scores
+from labelmux_adapters.kinds import TaskKind
+from labelmux_adapters.manifest import Calibration
+from labelmux_adapters.scores import scores_of
 from labelmux_adapters.ytuning import YTuningSizes
 from labelmux_encoder.tokenizer import TextInput
 from labelmux_encoder.weights import LoadedEncoder, load_encoder
 from labelmux_training.assemble import Assembly, write_file
-from labelmux_training.calibration import fit_temperature
+from labelmux_training.calibration import fit_abstain
 from labelmux_training.data import Columns, Dataset, read_rows
 from labelmux_training.errors import DataFileError, OptionsError
 from labelmux_training.features import FeatureCache, Features
-from labelmux_training.labels import check_known, choose_labels, label_ids, split_dev
-from labelmux_training.metrics import Metrics, Scores, measure
+from labelmux_training.kinds import KINDS, Kind
+from labelmux_training.labels import check_known, choose_labels, split_dev
+from labelmux_training.metrics import AnyMetrics, Metrics
 from labelmux_training.probe import fit_probe
 from labelmux_training.progress import NoProgress, Progress
 from labelmux_training.report import Report, render_report
-from labelmux_training.serving import Logits, serve_features
+from labelmux_training.serving import serve_features
 from labelmux_training.settings import TrainerSettings
 from labelmux_training.sizes import LARGEST_SHARE, choose_sizes, share
 from labelmux_training.trainer import Fit, Labelled, fit
@@ -46,6 +50,8 @@ class TrainOptions:
     #: Scored at the end; decides nothing.
     test: Path | None = None
     columns: Columns = field(default_factory=Columns)
+    #: None: told by the train file.
+    kind: TaskKind | None = None
     #: The labels in logit order; None: those of ``train``, sorted.
     labels: tuple[str, ...] | None = None
     #: ``bundled``, a folder or a hub id.
@@ -58,6 +64,8 @@ class TrainOptions:
     settings: TrainerSettings = field(default_factory=TrainerSettings)
     #: Whether to fit a linear probe on the same rows, to compare with.
     probe: bool = False
+    #: Single labels only: abstain where dev says that those answered are right less often.
+    abstain_at_accuracy: float | None = None
     #: None: ``features.default_cache_dir()``.
     cache_dir: Path | None = None
     #: None: ``report.html`` beside ``out``.
@@ -71,6 +79,22 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if self.out.suffix != ".safetensors":
             raise OptionsError("out", f"{str(self.out)!r}", "give a name ending in .safetensors")
+        if self.abstain_at_accuracy is not None and not 0 < self.abstain_at_accuracy <= 1:
+            raise OptionsError(
+                "abstain_at_accuracy", f"{self.abstain_at_accuracy!r}", "give a share, such as 0.95"
+            )
+
+    def check_kind(self, kind: Kind) -> None:
+        """Raises OptionsError where an option is not one of this kind of task."""
+        kind.check(self.settings)
+        for option, asked in (
+            ("abstain_at_accuracy", self.abstain_at_accuracy is not None),
+            ("probe", self.probe),
+        ):
+            if asked and kind.name != "single_label":
+                raise OptionsError(
+                    option, f"this is a {kind.name} task", "it is for tasks of single labels"
+                )
 
 
 @dataclass(frozen=True)
@@ -81,8 +105,8 @@ class TrainResult:
     path: Path
     report: Path
     size_bytes: int
-    dev: Metrics
-    test: Metrics | None = None
+    dev: AnyMetrics
+    test: AnyMetrics | None = None
     probe_dev: Metrics | None = None
     probe_test: Metrics | None = None
 
@@ -90,12 +114,13 @@ class TrainResult:
         """The dev metrics, as ``labelmux evaluate`` gives them, and what else is known."""
         result: dict[str, object] = dict(self.dev.to_json())
         for name in ("test", "probe_dev", "probe_test"):
-            metrics: Metrics | None = getattr(self, name)
+            metrics: AnyMetrics | None = getattr(self, name)
             if metrics is not None:
                 result[name] = metrics.to_json()
         manifest = self.adapter.manifest
         return result | {
-            "temperature": manifest.calibration.temperature,
+            "task_kind": manifest.task_kind,
+            **manifest.calibration.model_dump(exclude_none=True),
             "labels": list(manifest.labels),
             "parameters": manifest.parameters,
             "parameter_share": manifest.parameter_share,
@@ -126,13 +151,12 @@ def train(
     """
     progress = progress or NoProgress()
     task = _read_task(options, progress)
+    options.check_kind(task.kind)
     loaded = loaded or load_encoder(options.encoder, cache_dir=options.cache_dir)
     encoded = _encode(options, loaded, task, progress)
-    sizes = _choose_sizes(options, loaded, len(task.labels), progress)
+    sizes = _choose_sizes(options, loaded, task, progress)
     starts = _label_features(options, loaded, task.labels, encoded)
-    found = fit(
-        sizes, len(task.labels), encoded.train, encoded.dev, options.settings, starts, progress
-    )
+    found = fit(sizes, task.labels, encoded.train, encoded.dev, options.settings, starts, progress)
     return _finish(options, loaded, task, encoded, sizes, found, progress)
 
 
@@ -151,6 +175,10 @@ class _Task:
     test: Dataset | None
 
     @property
+    def kind(self) -> Kind:
+        return KINDS[self.train_file.kind]
+
+    @property
     def train(self) -> Dataset:
         return self.train_file.subset(self.train_rows)
 
@@ -164,7 +192,7 @@ class _Encoded:
 
 
 def _read_task(options: TrainOptions, progress: Progress) -> _Task:
-    rows = read_rows(options.train, options.columns)
+    rows = read_rows(options.train, options.columns, options.kind)
     labels = choose_labels(rows, options.labels)
     everything = list(range(len(rows.rows)))
     if options.dev is None:
@@ -185,7 +213,7 @@ def _read_beside(
     path: Path, options: TrainOptions, rows: Dataset, labels: tuple[str, ...]
 ) -> Dataset:
     """A file that goes with the train file."""
-    found = read_rows(path, options.columns)
+    found = read_rows(path, options.columns, rows.kind)
     check_known(found, labels)
     if found.pair != rows.pair:
         counts = ("one text", "two texts")
@@ -216,7 +244,8 @@ def _encode(
         return features
 
     def label(features: Features, dataset: Dataset) -> Labelled:
-        return Labelled(features, label_ids(dataset, task.labels))
+        gold = task.kind.gold(dataset, task.labels, loaded.tokenizer, max_tokens)
+        return Labelled(features, gold, task.kind)
 
     everything = encode(task.train_file, "train")
     dev = everything.subset(task.held_out) if task.held_out else encode(task.dev, "dev")
@@ -229,10 +258,11 @@ def _encode(
 
 
 def _choose_sizes(
-    options: TrainOptions, loaded: LoadedEncoder, labels: int, progress: Progress
+    options: TrainOptions, loaded: LoadedEncoder, task: _Task, progress: Progress
 ) -> YTuningSizes:
-    sizes = choose_sizes(loaded, labels, options.width, options.heads, options.ffn)
-    found = share(loaded, sizes, labels)
+    labels, tokens = len(task.labels), task.kind.name == "token"
+    sizes = choose_sizes(loaded, labels, options.width, options.heads, options.ffn, tokens=tokens)
+    found = share(loaded, sizes, labels, tokens=tokens)
     if found > LARGEST_SHARE:
         progress.say(
             f"the adapter (width {sizes.width}) has {found:.1%} of the encoder's parameters, "
@@ -274,12 +304,13 @@ def _finish(
         data_digest=task.train.digest,
         texts=options.canaries or [*task.dev.texts, *task.train.texts],
         path=options.train,
+        kind=task.kind.name,
     )
-    logits = serve_features(assembly.adapter(), encoded.dev.features)
-    assembly = assembly.calibrated(fit_temperature(encoded.dev.gold, logits))
-    scores = _scores(logits, assembly.adapter())
-    dev = measure(encoded.dev.gold, scores)
-    test = _test_metrics(assembly.adapter(), encoded.test)
+    logits = _logits(assembly.adapter(), encoded.dev)
+    assembly = assembly.calibrated(_calibrate(options, task.kind, encoded.dev.gold, logits))
+    dev = _measure(assembly, encoded.dev, logits)
+    test_logits = encoded.test and _logits(assembly.adapter(), encoded.test)
+    test = None if encoded.test is None else _measure(assembly, encoded.test, test_logits)
     probe_dev, probe_test = _probe(options, encoded, progress)
     card = {**options.card, **_card("test", test), **_card("linear probe, test", probe_test)}
     data = assembly.file(dev.to_json(), card)
@@ -298,9 +329,11 @@ def _finish(
     page = Report(
         task=options.task,
         dev=task.dev,
+        kind=task.kind,
         gold=encoded.dev.gold,
-        scores=scores,
+        logits=logits,
         labels=task.labels,
+        calibration=assembly.calibration,
         history=found.history,
         best=found.best,
         numbers=_report_numbers(result),
@@ -310,23 +343,27 @@ def _finish(
     return result
 
 
-def _scores(logits: Logits, adapter: Adapter) -> Scores:
-    return to_scores(logits, adapter.manifest)
+def _logits(adapter: Adapter, rows: Labelled) -> Any:
+    return rows.kind.logits(serve_features(adapter, rows.features))
 
 
-def _test_metrics(adapter: Adapter, test: Labelled | None) -> Metrics | None:
-    if test is None:
-        return None
-    return measure(test.gold, _scores(serve_features(adapter, test.features), adapter))
+def _calibrate(options: TrainOptions, kind: Kind, gold: Any, logits: Any) -> Calibration:
+    found = kind.calibrate(gold, logits)
+    if options.abstain_at_accuracy is None:
+        return found
+    scores = scores_of(logits, kind.name, found.temperature)
+    abstain = fit_abstain(gold, scores, options.abstain_at_accuracy)
+    return found.model_copy(update={"abstain": abstain})
 
 
-def _card(name: str, metrics: Metrics | None) -> dict[str, str]:
+def _measure(assembly: Assembly, rows: Labelled, logits: Any) -> AnyMetrics:
+    return rows.kind.measure(rows.gold, logits, assembly.labels, assembly.calibration)
+
+
+def _card(name: str, metrics: AnyMetrics | None) -> dict[str, str]:
     if metrics is None:
         return {}
-    return {
-        name: f"accuracy {metrics.accuracy:.4f}, macro F1 {metrics.macro_f1:.4f}, "
-        f"expected calibration error {metrics.ece:.4f}, {metrics.rows} rows"
-    }
+    return {name: ", ".join(f"{what.lower()} {value}" for what, value in metrics.shown().items())}
 
 
 def _probe(
@@ -342,8 +379,8 @@ def _probe(
     return probe.dev, None if test is None else probe.measure(test.features, test.gold)
 
 
-def _report_numbers(result: TrainResult) -> dict[str, Metrics]:
-    named = {
+def _report_numbers(result: TrainResult) -> dict[str, AnyMetrics]:
+    named: dict[str, AnyMetrics | None] = {
         "dev": result.dev,
         "test": result.test,
         "linear probe, dev": result.probe_dev,
@@ -364,7 +401,8 @@ def _report_settings(options: TrainOptions, result: TrainResult) -> dict[str, st
         "parameters": f"{manifest.parameters:,} ({manifest.parameter_share:.2%} of the encoder's)",
         "file": f"{result.path.name}, {result.size_bytes:,} bytes",
         "digest": result.adapter.digest,
-        "temperature": manifest.calibration.temperature,
+        "task kind": manifest.task_kind,
+        **manifest.calibration.model_dump(exclude_none=True),
         **manifest.sizes,
         **{name.replace("_", " "): value for name, value in asdict(options.settings).items()},
     }

@@ -7,18 +7,19 @@ random state is left as it was.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from labelmux_adapters.ytuning import YTuning, YTuningSizes, margin_loss, to_tensors
+from labelmux_adapters.ytuning import Readout, TokenYTuning, YTuningSizes, to_tensors
 from labelmux_training.features import Features, by_length
-from labelmux_training.metrics import Ids, confusion, macro_f1, negative_log_likelihood
+from labelmux_training.kinds import KINDS, Kind, Logits
+from labelmux_training.metrics import AnyMetrics
 from labelmux_training.progress import NoProgress, Progress
 from labelmux_training.settings import TrainerSettings
 
@@ -31,16 +32,15 @@ _CLIP_NORM = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """Features of rows and their label ids."""
+    """Features of rows and what their labels are."""
 
     features: Features
-    gold: Ids  # [rows]
+    gold: Any  # as ``kind`` has it
+    kind: Kind = field(default=KINDS["single_label"])
 
     def class_means(self, labels: int) -> Tensor:
-        """Each label's mean over its rows' mixed means; a label without rows gives NaN. [K, H]"""
-        means, gold = self.features.mixed_means(), torch.from_numpy(self.gold)
-        sums = torch.zeros(labels, means.shape[1]).index_add_(0, gold, means)
-        return sums / torch.bincount(gold, minlength=labels)[:, None]
+        """Features that stand for each label; one without rows gives NaN. [K, H]"""
+        return self.kind.class_means(self.features, self.gold, labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +48,9 @@ class Epoch:
     """What one epoch came to."""
 
     train_loss: float
-    dev_accuracy: float
-    dev_macro_f1: float
     dev_loss: float
+    #: At the calibration that fits this epoch.
+    dev: AnyMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +65,18 @@ class Fit:
 
 def fit(
     sizes: YTuningSizes,
-    labels: int,
+    labels: Sequence[str],
     train: Labelled,
     dev: Labelled,
     settings: TrainerSettings,
     label_features: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Fit:
-    """Train an adapter and keep the epoch with the best dev accuracy, ties by dev loss.
+    """Train an adapter and keep the epoch with the best dev score, ties by dev loss.
 
     Args:
         sizes: the adapter's; ``hidden`` and ``states`` must be those of the features.
-        labels: how many there are.
+        labels: in logit order.
         train: rows to learn from.
         dev: rows that decide which epoch is kept and when to stop.
         settings: see there.
@@ -86,20 +86,34 @@ def fit(
     progress = progress or NoProgress()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        module = YTuning(sizes, labels, settings.dropout)
+        module = train.kind.module(sizes, len(labels), settings.dropout)
         if label_features is not None:
             module.start_labels(label_features)
-        return _Run(module, train, dev, settings, progress).run()
+        return _Run(module, labels, train, dev, settings, progress).run()
 
 
-def predict(module: YTuning, features: Features) -> npt.NDArray[np.float32]:
-    """The module's logits for all rows, in their order; leaves it in eval mode. [rows, K]"""
+def predict(module: Readout, features: Features) -> list[Logits]:
+    """The module's logits for all rows, in their order; leaves it in eval mode.
+
+    Each [K], or [T, K] of a token task.
+    """
     module.eval()
     lengths = features.lengths.numpy()
-    logits = np.empty((len(lengths), module.label_vectors.shape[0]), dtype=np.float32)
+    logits: list[Logits] = [np.empty(0, np.float32)] * len(lengths)
     with torch.inference_mode():
         for batch in by_length(lengths, _DEV_TOKENS):
-            logits[batch] = module(*features.batch(batch)).numpy()
+            states, mask = features.batch(batch)
+            found = _read(module, states, mask).numpy()
+            for row, own in zip(batch, found, strict=True):
+                logits[row] = own[: lengths[row]] if found.ndim == 3 else own
+    return logits
+
+
+def _read(module: Readout, features: Tensor, mask: Tensor) -> Tensor:
+    """The module's logits; a token's do not depend on which others are real."""
+    logits: Tensor = (
+        module(features) if isinstance(module, TokenYTuning) else module(features, mask)
+    )
     return logits
 
 
@@ -108,20 +122,23 @@ class _Run:
 
     def __init__(
         self,
-        module: YTuning,
+        module: Readout,
+        labels: Sequence[str],
         train: Labelled,
         dev: Labelled,
         settings: TrainerSettings,
         progress: Progress,
     ) -> None:
         self._module = module
+        self._labels = labels
+        self._kind = train.kind
         self._train = train
         self._dev = dev
         self._settings = settings
         self._progress = progress
         self._order = np.random.default_rng(settings.seed)
-        self._gold = torch.from_numpy(train.gold)
-        self._steps = settings.epochs * math.ceil(len(train.gold) / settings.batch_rows)
+        self._rows = len(train.features.lengths)
+        self._steps = settings.epochs * math.ceil(self._rows / settings.batch_rows)
         self._optimiser = _optimiser(module, settings)
         self._rate = torch.optim.lr_scheduler.LambdaLR(self._optimiser, self._rate_at)
 
@@ -136,8 +153,8 @@ class _Run:
             self._progress.note(
                 epoch=number + 1,
                 loss=history[number].train_loss,
-                dev_accuracy=history[number].dev_accuracy,
-                best=history[best].dev_accuracy,
+                dev_score=history[number].dev.score,
+                best=history[best].dev.score,
             )
             if self._settings.patience and number - best >= self._settings.patience:
                 break
@@ -150,20 +167,21 @@ class _Run:
         for batch in self._batches():
             total += self._step(batch) * len(batch)
             self._progress.advance()
-        logits = predict(self._module, self._dev.features)
-        found = confusion(self._dev.gold, logits.argmax(axis=1), logits.shape[1])
+        gold = self._dev.gold
+        logits = self._kind.logits(predict(self._module, self._dev.features))
+        calibration = self._kind.calibrate(gold, logits)
         return Epoch(
-            train_loss=total / len(self._gold),
-            dev_accuracy=float(np.trace(found) / found.sum()),
-            dev_macro_f1=macro_f1(found),
-            dev_loss=negative_log_likelihood(self._dev.gold, logits),
+            train_loss=total / self._rows,
+            dev_loss=self._kind.dev_loss(gold, logits),
+            dev=self._kind.measure(gold, logits, self._labels, calibration),
         )
 
     def _step(self, batch: npt.NDArray[np.int64]) -> float:
         features, mask = self._train.features.batch(batch)
         if self._settings.token_dropout:
             mask = _drop_tokens(mask, self._settings.token_dropout)
-        loss = self._loss(self._module(features, mask), self._gold[torch.from_numpy(batch)])
+        logits = _read(self._module, features, mask)
+        loss = self._kind.loss(logits, self._train.gold, batch, self._settings)
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._module.parameters(), _CLIP_NORM)
@@ -171,15 +189,9 @@ class _Run:
         self._rate.step()
         return float(loss.detach())
 
-    def _loss(self, logits: Tensor, gold: Tensor) -> Tensor:
-        if self._settings.loss == "margin":
-            return margin_loss(logits, gold, self._settings.margin)
-        smoothing = self._settings.label_smoothing
-        return functional.cross_entropy(logits, gold, label_smoothing=smoothing)
-
     def _batches(self) -> Iterator[npt.NDArray[np.int64]]:
         """All rows once, in batches of near-equal length and random order."""
-        rows = self._order.permutation(len(self._gold))
+        rows = self._order.permutation(self._rows)
         lengths = self._train.features.lengths.numpy()
         size = self._settings.batch_rows
         batches: list[npt.NDArray[np.int64]] = []
@@ -199,10 +211,10 @@ class _Run:
 
 
 def _rank(epoch: Epoch) -> tuple[float, float]:
-    return epoch.dev_accuracy, -epoch.dev_loss
+    return epoch.dev.score, -epoch.dev_loss
 
 
-def _optimiser(module: YTuning, settings: TrainerSettings) -> torch.optim.Optimizer:
+def _optimiser(module: Readout, settings: TrainerSettings) -> torch.optim.Optimizer:
     """AdamW; vectors (biases, norms, the layer mix) are not decayed, matrices are."""
     matrices = [p for p in module.parameters() if p.ndim > 1]
     vectors = [p for p in module.parameters() if p.ndim <= 1]

@@ -1,0 +1,368 @@
+"""Several labels, and tags of words: from files to metrics, and adapters trained on them."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from seqeval.metrics import f1_score as span_f1
+from seqeval.metrics import precision_score as span_precision
+from seqeval.metrics import recall_score as span_recall
+from sklearn.metrics import f1_score
+
+from labelmux_adapters.canaries import check_canaries
+from labelmux_adapters.iob2 import runs_of, words_of
+from labelmux_encoder.weights import LoadedEncoder
+from labelmux_training.calibration import fit_abstain, fit_label_temperature, fit_thresholds
+from labelmux_training.data import Columns, Dataset, read_rows
+from labelmux_training.errors import LabelsError, OptionsError, RowError
+from labelmux_training.evaluate import evaluate, score_labels, score_spans
+from labelmux_training.features import FeatureCache
+from labelmux_training.kinds import KINDS
+from labelmux_training.labels import choose_labels, label_flags, split_dev
+from labelmux_training.metrics import LabelMetrics, SpanMetrics, measure_labels, measure_spans
+from labelmux_training.serving import serve_texts
+from labelmux_training.settings import TrainerSettings
+from labelmux_training.train import TrainOptions, TrainResult, train
+
+PLACES = ("coast", "country", "snow")
+MEALS = ("soup", "bread", "prize")
+FILLER = ("the", "train", "to", "and", "a", "was", "cold", "reads", "it's", "bus,")
+SETTINGS = TrainerSettings(epochs=12, batch_rows=8, learning_rate=5e-3)
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def make(name: str, *rows: object) -> Path:
+        path = tmp_path / name
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    return make
+
+
+def tagged(count: int, seed: int) -> list[dict[str, list[str]]]:
+    chooser = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        tokens = chooser.choices((*PLACES, *MEALS, *FILLER), k=8)
+        tags = ["B-place" if t in PLACES else "B-meal" if t in MEALS else "O" for t in tokens]
+        rows.append({"tokens": tokens, "tags": tags})
+    return rows
+
+
+def several(count: int, seed: int) -> list[dict[str, object]]:
+    rows = []
+    for row in tagged(count, seed):
+        text = " ".join(row["tokens"])
+        rows.append({"text": text, "labels": sorted({t[2:] for t in row["tags"] if t != "O"})})
+    return rows
+
+
+def test_rows_may_have_any_number_of_labels(write: Write) -> None:
+    jsonl = write(
+        "a.jsonl",
+        {"text": "one", "labels": ["joy", "fear", "joy"]},
+        {"text": "two", "labels": []},
+        {"text": "three", "labels": ["fear"]},
+    )
+    found = read_rows(jsonl)
+    assert found.kind == "multi_label"
+    assert [row.labels for row in found.rows] == [("joy", "fear"), (), ("fear",)]
+    csv = write("a.csv", "text,label", "one,joy | fear", "two,", "three,fear")
+    told = read_rows(csv, Columns(), "multi_label")
+    assert [row.labels for row in told.rows] == [row.labels for row in found.rows]
+    assert told.digest == found.digest
+    other = write("b.csv", "text,label", "one,joy;fear", "three,fear")
+    by_sign = read_rows(other, Columns(delimiter=";"), "multi_label")
+    assert [row.labels for row in by_sign.rows] == [("joy", "fear"), ("fear",)]
+    assert read_rows(other).kind == "single_label"
+    labels = choose_labels(found)
+    assert labels == ("fear", "joy")
+    assert label_flags(found, labels).tolist() == [[True, True], [False, False], [True, False]]
+
+
+def test_tags_are_those_of_words(write: Write) -> None:
+    path = write(
+        "a.jsonl",
+        {"tokens": ["New-York", "'s", "mayor", "A.B."], "tags": ["B-loc", "O", "O", "I-per"]},
+    )
+    (row,) = read_rows(path).rows
+    assert row.text == "New-York 's mayor A.B."
+    words = [row.text[slice(*place)] for place in words_of(row.text)]
+    assert list(zip(words, row.labels, strict=True)) == [
+        ("New", "B-loc"),
+        ("-", "I-loc"),
+        ("York", "I-loc"),
+        ("'", "O"),
+        ("s", "O"),
+        ("mayor", "O"),
+        ("A", "B-per"),
+        (".", "I-per"),
+        ("B", "I-per"),
+        (".", "I-per"),
+    ]
+    assert row.firsts == (0, 3, 5, 6)
+
+
+def test_conll_files_say_the_same_as_jsonl(write: Write) -> None:
+    rows = tagged(5, 0)
+    lines = ["-DOCSTART- -X- O O", ""]
+    for row in rows:
+        lines += [f"{t} NN {tag}" for t, tag in zip(row["tokens"], row["tags"], strict=True)]
+        lines.append("")
+    found = read_rows(write("a.conll", *lines))
+    assert found.kind == "token"
+    assert found.digest == read_rows(write("a.jsonl", *rows)).digest
+    assert found.rows[1].line == 12
+    tabs = write("b.bio", "a b\tB-x", "c\tO")
+    assert read_rows(tabs).rows[0].labels == ("B-x", "I-x", "O")
+
+
+def test_tags_sort_outside_first_then_by_type(write: Write) -> None:
+    path = write("a.jsonl", {"tokens": ["a", "b-c"], "tags": ["B-z", "B-a"]})
+    assert choose_labels(read_rows(path)) == ("O", "B-a", "I-a", "B-z")
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"tokens": ["a", "b"], "tags": ["O"]}, "2 tokens and 1 tags"),
+        ({"tokens": [], "tags": []}, "0 tokens"),
+        ({"tokens": ["a"], "tags": ["S-x"]}, "the tag 'S-x'"),
+        ({"tokens": ["a"], "tags": [7]}, "the tag '7'"),
+        ({"tokens": [" "], "tags": ["O"]}, "'tokens' is empty"),
+        ({"tokens": "a", "tags": ["O"]}, "'tokens' is no list"),
+        ({"tokens": ["a"], "tags": "O"}, "'tags' is no list"),
+    ],
+)
+def test_a_row_that_cannot_be_tagged_is_named(write: Write, row: object, problem: str) -> None:
+    path = write("a.jsonl", {"tokens": ["a"], "tags": ["O"]}, row)
+    with pytest.raises(RowError, match=f"line 2: {problem}"):
+        read_rows(path)
+
+
+def test_a_line_without_a_tag_is_named(write: Write) -> None:
+    with pytest.raises(RowError, match="line 2: no tag: 'alone'"):
+        read_rows(write("a.conll", "a O", "alone"))
+
+
+def test_rows_without_any_span_make_no_task(write: Write) -> None:
+    with pytest.raises(LabelsError, match="at least two labels"):
+        choose_labels(read_rows(write("a.conll", "a O", "", "b O")))
+
+
+def test_dev_is_held_out_by_the_rarest_label(write: Write) -> None:
+    rows = [{"text": f"t{at}", "labels": ["common"]} for at in range(50)]
+    rows += [{"text": f"u{at}", "labels": ["common", "rare"]} for at in range(5)]
+    rows += [{"text": f"v{at}", "labels": []} for at in range(5)]
+    found = read_rows(write("a.jsonl", *rows))
+    kept, held_out = split_dev(found, seed=1)
+    assert sorted(kept + held_out) == list(range(60))
+    rare = [at for at in held_out if "rare" in found.rows[at].labels]
+    assert len(rare) == 1 and any(not found.rows[at].labels for at in held_out)
+
+
+@given(st.integers(1, 30), st.integers(0, 10_000))
+def test_numbers_of_several_labels_are_those_of_sklearn(rows: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    gold, found = generator.random((2, rows, 4)) < 0.4
+    metrics = measure_labels(gold, found)
+    there = gold.any(0) | found.any(0)
+    if there.any():
+        macro = f1_score(gold[:, there], found[:, there], average="macro", zero_division=0)
+        assert metrics.macro_f1 == pytest.approx(macro)
+        micro = f1_score(gold, found, average="micro", zero_division=0)
+        assert metrics.micro_f1 == pytest.approx(micro)
+    assert metrics.subset_accuracy == (gold == found).all(1).mean()
+
+
+TAGS = st.lists(
+    st.lists(st.sampled_from(["O", "B-x", "I-x", "B-y", "I-y"]), min_size=5, max_size=5),
+    min_size=2,
+    max_size=6,
+)
+
+
+@pytest.mark.filterwarnings("ignore")
+@given(TAGS)
+def test_numbers_of_spans_are_those_of_seqeval(rows: list[list[str]]) -> None:
+    half = len(rows) // 2
+    gold, found = rows[:half], rows[half : 2 * half]
+    metrics = measure_spans(gold, found)
+    if any(list(runs_of(row)) for row in gold + found):
+        assert metrics.f1 == pytest.approx(float(span_f1(gold, found)))
+        assert metrics.precision == pytest.approx(float(span_precision(gold, found)))
+        assert metrics.recall == pytest.approx(float(span_recall(gold, found)))
+
+
+def test_no_threshold_is_better_for_its_label() -> None:
+    generator = np.random.default_rng(0)
+    gold = generator.random((200, 3)) < (0.5, 0.1, 0.0)
+    scores = np.clip(generator.normal(0.3, 0.2, (200, 3)) + 0.3 * gold, 0.01, 0.99).round(2)
+    thresholds = fit_thresholds(gold, scores)
+    assert thresholds[2] == 0.5
+    for label in (0, 1):
+
+        def f1(threshold: float, label: int = label) -> float:
+            return float(f1_score(gold[:, label], scores[:, label] >= threshold, zero_division=0))
+
+        assert f1(thresholds[label]) >= max(f1(t) for t in np.linspace(0.005, 0.995, 199)) - 1e-9
+
+
+def test_one_temperature_serves_all_labels() -> None:
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 2, (400, 5))
+    gold = generator.random((400, 5)) < 1 / (1 + np.exp(-logits))
+    assert fit_label_temperature(gold, logits) == pytest.approx(1, abs=0.15)
+    assert fit_label_temperature(gold, 3 * logits) == pytest.approx(3, abs=0.45)
+
+
+def test_what_is_answered_is_right_as_often_as_asked() -> None:
+    generator = np.random.default_rng(0)
+    best = generator.uniform(0.5, 1, 500)
+    gold = (generator.random(500) > best).astype(np.int64)
+    scores = np.stack([best, 1 - best], 1)
+    found = fit_abstain(gold, scores, 0.9)
+    assert found is not None
+    answered = best >= found
+    assert 0.1 < answered.mean() < 0.9
+    assert (gold[answered] == 0).mean() >= 0.9
+    assert fit_abstain(gold, scores, 0.5) is None
+    with pytest.raises(OptionsError, match="surest"):
+        fit_abstain(np.ones(500, np.int64), scores, 0.5)
+
+
+def trained(
+    folder: Path, rows: list[dict[str, object]], encoder: LoadedEncoder, **options: object
+) -> TrainResult:
+    folder.mkdir(exist_ok=True)
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = TrainOptions(
+        task="t",
+        train=path,
+        dev=path,
+        test=path,
+        out=folder / "t.safetensors",
+        cache_dir=folder / "cache",
+        settings=SETTINGS,
+        width=16,
+        **options,  # type: ignore[arg-type]
+    )
+    return train(asked, encoder)
+
+
+@pytest.fixture(scope="module")
+def names(
+    tiny_encoder: LoadedEncoder, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TrainResult, Path]:
+    folder = tmp_path_factory.mktemp("names")
+    return trained(folder, tagged(60, 1), tiny_encoder), folder / "rows.jsonl"  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def moods(
+    tiny_encoder: LoadedEncoder, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TrainResult, Path]:
+    folder = tmp_path_factory.mktemp("moods")
+    return trained(folder, several(60, 1), tiny_encoder), folder / "rows.jsonl"
+
+
+def test_a_token_task_is_trained_and_serves(
+    names: tuple[TrainResult, Path], tiny_encoder: LoadedEncoder
+) -> None:
+    result, path = names
+    manifest = result.adapter.manifest
+    check_canaries(result.adapter, tiny_encoder)
+    assert (manifest.task_kind, manifest.labels) == ("token", ("O", "B-meal", "B-place"))
+    assert isinstance(result.dev, SpanMetrics) and result.dev.f1 > 0.5
+    assert evaluate(result.path, path, loaded=tiny_encoder).metrics == result.dev
+    page = result.report.read_text()
+    assert "By type" in page and "place" in page
+
+
+def test_a_multi_label_task_is_trained_and_serves(
+    moods: tuple[TrainResult, Path], tiny_encoder: LoadedEncoder
+) -> None:
+    result, path = moods
+    manifest = result.adapter.manifest
+    check_canaries(result.adapter, tiny_encoder)
+    assert (manifest.task_kind, manifest.labels) == ("multi_label", ("meal", "place"))
+    assert manifest.calibration.thresholds is not None
+    assert isinstance(result.dev, LabelMetrics) and result.dev.macro_f1 > 0.7
+    found = evaluate(result.path, path, loaded=tiny_encoder).metrics
+    assert found.to_json() == pytest.approx(result.dev.to_json(), abs=0.05)
+    page = result.report.read_text()
+    assert "threshold" in page and "meal" in page
+
+
+def test_spans_and_labels_from_elsewhere_score_alike(
+    names: tuple[TrainResult, Path],
+    moods: tuple[TrainResult, Path],
+    tiny_encoder: LoadedEncoder,
+) -> None:
+    result, path = names
+    dataset = read_rows(path)
+    kind, labels = KINDS["token"], result.adapter.manifest.labels
+    gold = kind.gold(dataset, labels, tiny_encoder.tokenizer, 64)
+    logits = serve_texts(result.adapter, tiny_encoder, dataset.texts).logits
+    spans = []
+    for row, of_row, tokens in zip(dataset.rows, logits, gold.tokens, strict=True):
+        words = words_of(row.text)
+        runs = runs_of([labels[at] for at in of_row[tokens].argmax(1)])
+        spans.append([(r.label, words[r.first][0], words[r.end - 1][1]) for r in runs])
+    assert score_spans(dataset, spans) == result.dev
+    rows = read_rows(moods[1])
+    everything = [row.labels for row in rows.rows]
+    assert score_labels(rows, everything, ("meal", "place")).subset_accuracy == 1
+
+
+def test_class_means_are_over_what_has_the_label(
+    tiny_encoder: LoadedEncoder, write: Write, tmp_path: Path
+) -> None:
+    for rows in (tagged(6, 2), several(6, 2)):
+        dataset: Dataset = read_rows(write("a.jsonl", *rows))
+        labels = choose_labels(dataset)
+        kind = KINDS[dataset.kind]
+        gold = kind.gold(dataset, labels, tiny_encoder.tokenizer, 64)
+        features = FeatureCache(tmp_path).features(tiny_encoder, dataset.texts, 64)
+        found = kind.class_means(features, gold, len(labels))
+        sums, counts = torch.zeros_like(found), torch.zeros(len(labels), 1)
+        for at in range(len(dataset.rows)):
+            states, _ = features.batch([at])
+            mixed = torch.nn.functional.layer_norm(states, states.shape[-1:]).mean(0)[0]
+            if dataset.kind == "token":
+                for token, tag in zip(gold.tokens[at], gold.tags[at], strict=True):
+                    sums[tag] += mixed[token]
+                    counts[tag] += 1
+            else:
+                for label in np.flatnonzero(gold[at]):
+                    sums[label] += mixed.mean(0)
+                    counts[label] += 1
+        assert torch.allclose(found, sums / counts, atol=1e-4)
+
+
+def test_abstaining_is_for_single_labels(tiny_encoder: LoadedEncoder, tmp_path: Path) -> None:
+    with pytest.raises(OptionsError, match="single labels"):
+        trained(tmp_path, several(12, 1), tiny_encoder, abstain_at_accuracy=0.9)
+    with pytest.raises(OptionsError, match="margin"):
+        asked = TrainerSettings(loss="margin")
+        KINDS["multi_label"].check(asked)
+    rows: list[dict[str, object]] = [
+        {"text": row["text"], "label": "meal" if "meal" in row["labels"] else "none"}
+        for row in several(60, 3)
+    ]
+    result = trained(tmp_path / "sure", rows, tiny_encoder, abstain_at_accuracy=0.99)
+    abstain = result.adapter.manifest.calibration.abstain
+    assert abstain is None or 0 < abstain < 1
