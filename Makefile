@@ -93,7 +93,7 @@ build/%/bin/python: bench/requirements-%.txt
 	build/$*/bin/pip install --quiet torch==2.13.0
 	build/$*/bin/pip install --quiet -r $<
 
-bench: $(STAMP) $(INFINITY) $(PEERS) ## Measure encoder, readouts and server beside their peers, in short: bench/results/<date>.json.
+bench: $(STAMP) $(INFINITY) $(PEERS) ## Measure encoder, readouts, methods and server beside their peers, in short: bench/results/<date>.json.
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[bench]'
 	$(BIN)/python bench/all.py --python-infinity $(INFINITY) --python-peers $(PEERS)
 

@@ -46,7 +46,10 @@ def main() -> int:
     failed: list[str] = []
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        for script, arguments in (("encoder.py", []), ("readouts.py", []), ("serve.py", peers)):
+        for script, arguments in (
+            *(("encoder.py", []), ("readouts.py", [])),
+            *(("methods.py", peers), ("serve.py", peers)),
+        ):
             result, well = run(script, arguments, Path(folder) / f"{script}.json")
             found[script.removesuffix(".py")] = result
             if not well:

@@ -44,6 +44,11 @@ class Model:
         self._model.eval()
         self._lock = threading.Lock()
 
+    @property
+    def module(self) -> Any:
+        """The model itself."""
+        return self._model
+
     @torch.inference_mode()
     def scores(self, texts: list[str], adapters: list[str]) -> list[list[float]]:
         """Probabilities, one row per text."""
