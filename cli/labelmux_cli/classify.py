@@ -192,13 +192,17 @@ def _answer(prediction: Prediction) -> Text:
 
 
 def _labels(prediction: Prediction) -> Text:
-    """The labels that the text has stand out."""
+    """The likeliest labels; of a task that gives several, those that it gives."""
     labels = prediction.labels or ()
-    given = set(prediction.predicted or ())
-    if prediction.predicted is None:
-        given = set() if prediction.abstained else {item.label for item in labels[:1]}
+    if prediction.predicted is not None:
+        scores = {item.label: f" {item.score:.3f}" for item in labels}
+        return _listed(
+            Text.assemble((plain(label).plain, "bold"), scores.get(label, ""))
+            for label in prediction.predicted
+        )
+    sure = () if prediction.abstained else labels[:1]
     return _listed(
-        Text.assemble(plain(item.label), f" {item.score:.3f}", style=_BOLD[item.label in given])
+        Text.assemble(plain(item.label), f" {item.score:.3f}", style=_BOLD[item in sure])
         for item in labels
     )
 

@@ -13,6 +13,7 @@ from labelmux_cli.output import plain, print_json, print_table, reported, size, 
 
 if TYPE_CHECKING:
     from labelmux_adapters.files import Adapter
+    from labelmux_adapters.manifest import Calibration
 
 _SHOWN_LABELS = 20
 
@@ -50,6 +51,15 @@ def _as_object(adapter: Adapter, size_bytes: int) -> dict[str, object]:
     }
 
 
+def _calibration(found: Calibration) -> dict[str, object]:
+    facts: dict[str, object] = {"temperature": f"{found.temperature:.4g}"}
+    if found.thresholds is not None:
+        facts["thresholds"] = ", ".join(f"{threshold:.3g}" for threshold in found.thresholds)
+    if found.abstain is not None:
+        facts["abstains"] = f"below {found.abstain:.3g}"
+    return facts
+
+
 def _print_people(adapter: Adapter, size_bytes: int) -> None:
     manifest = adapter.manifest
     labels = ", ".join(manifest.labels[:_SHOWN_LABELS])
@@ -67,7 +77,7 @@ def _print_people(adapter: Adapter, size_bytes: int) -> None:
         "max tokens": manifest.max_tokens,
         "made": when(manifest.created_at),
         "data": manifest.data_digest,
-        "temperature": f"{manifest.calibration.temperature:.4g}",
+        **_calibration(manifest.calibration),
         "canaries": len(manifest.canaries),
     }
     facts |= {f"{name} (dev)": f"{value:.4g}" for name, value in manifest.metrics.items()}

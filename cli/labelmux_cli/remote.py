@@ -24,6 +24,9 @@ from labelmux_cli.output import (
 from labelmux_client import TaskInfo
 
 _SHOWN_LABELS = 4
+_FINDS = {"single_label": "a label", "multi_label": "labels", "token": "spans"}
+#: By metric, what people call it; the first that a task has is its score.
+_SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1", "f1": "F1"}
 
 
 @reported
@@ -81,7 +84,7 @@ def tasks(url: Url = DEFAULT_URL, key: Key = None, as_json: AsJson = False) -> N
     elif not found:
         print_line("No tasks yet: make one with `labelmux train`, then `labelmux push`.")
     else:
-        columns = ("Task", "Labels", "Reads", "Method", "Version", "Accuracy", "Size")
+        columns = ("Task", "Labels", "Reads", "Finds", "Method", "Version", "Score", "Size")
         print_table(columns, (_task_row(task) for task in found))
 
 
@@ -89,14 +92,15 @@ def _task_row(task: TaskInfo) -> tuple[object, ...]:
     labels = ", ".join(task.labels[:_SHOWN_LABELS])
     if len(task.labels) > _SHOWN_LABELS:
         labels += f" and {len(task.labels) - _SHOWN_LABELS} more"
-    accuracy = task.metrics.get("accuracy")
+    score = next((name for name in _SCORES if name in task.metrics), None)
     return (
         task.task,
         labels,
         "two texts" if task.pair else "a text",
+        _FINDS.get(task.task_kind, task.task_kind),
         task.method,
         task.version,
-        "" if accuracy is None else f"{accuracy:.3f}",
+        "" if score is None else f"{_SCORES[score]} {task.metrics[score]:.3f}",
         size(task.size_bytes),
     )
 

@@ -112,6 +112,8 @@ def test_a_task_that_is_not_sure_says_so(labelmux, server):
     server.tasks["spam"].answer = several
     done = labelmux("classify", "hm", "--task", "spam", "--json", url=server.url)
     assert done.json["results"][0]["predictions"]["spam"]["predicted"] == ["spam"]
+    people = labelmux("classify", "hm", "--task", "spam", url=server.url)
+    assert "spam 0.500" in people.out and "ham" not in people.out
 
 
 def test_windows_reach_the_server(labelmux, server):

@@ -363,7 +363,11 @@ def _measure(assembly: Assembly, rows: Labelled, logits: Any) -> AnyMetrics:
 def _card(name: str, metrics: AnyMetrics | None) -> dict[str, str]:
     if metrics is None:
         return {}
-    return {name: ", ".join(f"{what.lower()} {value}" for what, value in metrics.shown().items())}
+    return {
+        name: ", ".join(
+            f"{what[:1].lower()}{what[1:]} {value}" for what, value in metrics.shown().items()
+        )
+    }
 
 
 def _probe(
