@@ -137,25 +137,25 @@ def _spans(manifest: Manifest, answered: Answered) -> Iterator[dict[str, Any]]:
         words = words_of(text)
         read, logits = of_words(words, outcome.rows, outcome.logits)
         scores = to_scores(logits, manifest)
-        best = scores.argmax(axis=1).tolist()
         tags = [
             manifest.labels[at] if was_read else OUTSIDE
-            for at, was_read in zip(best, read.tolist(), strict=True)
+            for at, was_read in zip(scores.argmax(axis=1).tolist(), read.tolist(), strict=True)
         ]
-        yield {"spans": [_span(text, words, run, scores) for run in runs_of(tags)]}
+        best = scores.max(axis=1).tolist()
+        yield {"spans": [_span(text, words, run, best) for run in runs_of(tags)]}
 
 
 def _span(
-    text: str, words: Sequence[tuple[int, int]], run: Run, scores: NDArray[np.float32]
+    text: str, words: Sequence[tuple[int, int]], run: Run, scores: Sequence[float]
 ) -> dict[str, Any]:
     start, end = words[run.first][0], words[run.end - 1][1]
-    score = scores[run.first : run.end].max(axis=1).mean()
+    own = scores[run.first : run.end]
     return {
         "label": run.label,
         "start": start,
         "end": end,
         "text": text[start:end],
-        "score": float(score),
+        "score": sum(own) / len(own),
     }
 
 

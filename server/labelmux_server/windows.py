@@ -41,6 +41,9 @@ def of_words(
         rows: the windows' tokens.
         windows: their logits. Each [T of the row, K]
     """
+    if len(rows) == 1:
+        alone = word_tokens(words, rows[0].offsets, rows[0].special)
+        return alone >= 0, windows[0][np.maximum(alone, 0)]
     tokens = np.stack([word_tokens(words, row.offsets, row.special) for row in rows])
     lengths = np.array([len(row.token_ids) for row in rows])
     around = np.minimum(tokens, lengths[:, None] - 1 - tokens)  # [windows, words]
