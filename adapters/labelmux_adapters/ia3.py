@@ -13,7 +13,7 @@ from labelmux_encoder.edits import Site
 
 SITES: tuple[Site, ...] = (
     *("query", "key", "value", "context", "attention_out"),
-    *("ffn_in", "inner", "ffn_out"),
+    *("ffn_in", "inner", "ffn_out", "position_query", "position_key"),
 )
 
 

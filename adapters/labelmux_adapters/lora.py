@@ -1,7 +1,7 @@
 """LoRA: low-rank maps beside linear ones (Hu et al. 2022, section 4.1).
 
 A size for each linear map that has one: its rank. What the paper calls alpha / r is folded into the
-tensors. The maps see content alone: the position tables stay constant.
+tensors. Maps at query and key see content alone: the position tables are sites of their own.
 """
 
 from __future__ import annotations

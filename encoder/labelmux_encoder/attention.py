@@ -27,10 +27,15 @@ class PositionTables:
     Row M-1 is distance 0 in both, where M is the longest row in tokens.
     """
 
-    #: Keys for the c2p term, distance falling from M-1 to 1-M. [heads, 2M-1, D]
+    #: Keys for the c2p term, distance falling from M-1 to 1-M. [heads, 2M-1, D], or each row's
+    #: own where an edit changes them: [B, heads, 2M-1, D]
     key: Tensor | None
-    #: Queries for the p2c term, distance rising from 1-M to M-1. [heads, 2M-1, D]
+    #: Queries for the p2c term, distance rising from 1-M to M-1; shaped as ``key``.
     query: Tensor | None
+
+    def for_length(self, tokens: int) -> PositionTables:
+        """The part that rows of so many tokens read."""
+        return PositionTables(_for_length(self.key, tokens), _for_length(self.query, tokens))
 
 
 def relative_rows(max_tokens: int, span: int, buckets: int, max_distance: int) -> Tensor:
@@ -88,14 +93,14 @@ class GroupPlaces(NamedTuple):
 
 
 def group_by_length(
-    lengths: Sequence[int], device: torch.device, apart: Sequence[int] | None = None
+    lengths: Sequence[int], device: torch.device, apart: Sequence[tuple[int, ...]] = ()
 ) -> list[LengthGroup]:
     """Rows that differ in length by less than a step share a group, unless ``apart`` differs."""
-    keys = apart or [0] * len(lengths)
+    keys = apart or [()] * len(lengths)
     if len(set(lengths)) == 1 and len(set(keys)) == 1:
         return [LengthGroup.whole(len(lengths), lengths[0])]
     starts = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
-    members: dict[tuple[int, int], list[int]] = {}
+    members: dict[tuple[tuple[int, ...], int], list[int]] = {}
     for row, (length, key) in enumerate(zip(lengths, keys, strict=True)):
         members.setdefault((key, -(-length // _LENGTH_STEP_TOKENS)), []).append(row)
     return [
@@ -126,7 +131,7 @@ GroupPrefix = tuple[Tensor, Tensor]
 def packed_attention(
     qkv: Tensor,
     heads: int,
-    tables: PositionTables,
+    tables: Sequence[PositionTables],
     groups: Sequence[LengthGroup],
     prefixes: Sequence[GroupPrefix | None] = (),
 ) -> Tensor:
@@ -135,18 +140,18 @@ def packed_attention(
     Args:
         qkv: queries (scaled already), keys and values side by side. [N, 3H]
         heads: attention heads.
-        tables: the layer's position terms.
+        tables: for each group, its position terms.
         groups: every row, once.
         prefixes: for each group, what its rows attend to besides themselves; empty: nothing.
     """
     prefixes = prefixes or [None] * len(groups)
     if groups[0].places is None:
-        return _group_attention(qkv, heads, tables, groups[0], prefixes[0])
+        return _group_attention(qkv, heads, tables[0], groups[0], prefixes[0])
     context = qkv.new_zeros(qkv.shape[0], qkv.shape[1] // 3)
-    for group, prefix in zip(groups, prefixes, strict=True):
+    for group, own_tables, prefix in zip(groups, tables, prefixes, strict=True):
         assert group.places is not None
         own = qkv[group.places.padded.flatten()]
-        found = _group_attention(own, heads, tables, group, prefix)
+        found = _group_attention(own, heads, own_tables, group, prefix)
         context = context.index_copy(0, group.places.destinations, found[group.places.real])
     return context
 
@@ -180,7 +185,7 @@ def disentangled_attention(
         query: scaled already. [B, heads, T, D]
         key: [B, heads, T, D]
         value: [B, heads, T, D]
-        tables: the layer's position terms; either may be absent.
+        tables: the position terms; either may be absent.
         key_bias: 0 at real keys, -inf at padding; None where nothing is padded. [B, 1, 1, T]
         prefix: keys and values ahead of the row's own, by content alone. Two of [B, P, H]
     """
@@ -200,19 +205,21 @@ def disentangled_attention(
 
 
 def _position_bias(query: Tensor, key: Tensor, tables: PositionTables) -> Tensor | None:
-    tokens = query.shape[-2]
+    tables = tables.for_length(query.shape[-2])
     bias: Tensor | None = None
     if tables.key is not None:
-        bias = _by_distance(query @ _for_length(tables.key, tokens).transpose(-1, -2))
+        bias = _by_distance(query @ tables.key.transpose(-1, -2))
     if tables.query is not None:
-        by_key = _by_distance(key @ _for_length(tables.query, tokens).transpose(-1, -2))
+        by_key = _by_distance(key @ tables.query.transpose(-1, -2))
         bias = by_key.transpose(-1, -2) if bias is None else bias + by_key.transpose(-1, -2)
     return bias
 
 
-def _for_length(table: Tensor, tokens: int) -> Tensor:
+def _for_length(table: Tensor | None, tokens: int) -> Tensor | None:
+    if table is None:
+        return None
     longest = (table.shape[-2] + 1) // 2
-    return table[:, longest - tokens : longest + tokens - 1]
+    return table[..., longest - tokens : longest + tokens - 1, :]
 
 
 def _by_distance(products: Tensor) -> Tensor:

@@ -95,7 +95,9 @@ class CpuPass:
         self._config = config
         self._dtype = dtype
         #: Without the layers, whose weights are held once, as constants.
-        self._embedding = replace(tensors, layers=())
+        self._embedding = replace(tensors, layers=(), relative=None)
+        relative = kernels.widen(tensors.relative, dtype)
+        self._relative = torch.empty(0, 0, dtype=dtype) if relative is None else relative
         self._centre = 0
         self._constants: list[Tensor] = []
         for layer in tensors.layers:
@@ -125,6 +127,7 @@ class CpuPass:
         states[0] = embed(config, self._embedding, rows)
         torch.ops.labelmux.layers(
             self._constants,
+            self._relative,
             rows.lengths,
             chunks.rows,
             [rounded(count) for count in chunks.tokens],

@@ -22,10 +22,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from labelmux_encoder.attention import PositionTables
 from labelmux_encoder.batch import unpack
 
 #: What a layer computes, in its order; H wide, but for ``ffn_in`` and ``inner``.
 Site = Literal[
+    "position_query",  # DeBERTa's table for the p2c term, an entry per distance
+    "position_key",  # that for the c2p term
     "query",
     "key",
     "value",
@@ -38,7 +41,11 @@ Site = Literal[
     "ffn_norm",
 ]
 #: The sites that are linear maps.
-LinearSite = Literal["query", "key", "value", "attention_out", "ffn_in", "ffn_out"]
+LinearSite = Literal[
+    "position_query", "position_key", "query", "key", "value", "attention_out", "ffn_in", "ffn_out"
+]
+#: The tables' sites: a row that carries an edit there attends with tables of its own.
+POSITION_SITES: tuple[LinearSite, ...] = ("position_query", "position_key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +71,10 @@ class SpecialTokenShift:
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """``up @ down @ x``, added to a linear map's output. Position tables do not see it."""
+    """``up @ down @ x``, added to a linear map's output.
+
+    At query and key it acts on content alone: the position tables are sites of their own.
+    """
 
     site: LinearSite
     down: Tensor  # [S, L, R, in]
@@ -175,12 +185,12 @@ class BatchEdits:
         self.carried = [
             (edit, _Carriers(entries, lengths, special, device)) for edit, entries in placed
         ]
-        #: Which prefix each row has, as a place in ``carried``; -1: none. [B]
-        self.prefix_of_row = [-1] * len(lengths)
+        #: Places in ``carried`` of what each row's attention reads: prefix, position tables. [B]
+        self.attention_of_row: list[tuple[int, ...]] = [()] * len(lengths)
         for place, (edit, carriers) in enumerate(self.carried):
-            if isinstance(edit, Prefix):
+            if isinstance(edit, Prefix) or getattr(edit, "site", None) in POSITION_SITES:
                 for row in carriers.rows:
-                    self.prefix_of_row[row] = place
+                    self.attention_of_row[row] += (place,)
 
     def layer(self, index: int) -> LayerEdits:
         """The edits at one layer."""
@@ -233,25 +243,41 @@ class LayerEdits:
         """
         for place, (edit, carriers) in enumerate(self._batch.carried):
             if isinstance(edit, LowRank | Shift | Scale) and edit.site == site and carriers.rows:
-                own = carriers.take(found)
-                own = self._changed(place, edit, carriers, own, source, scale)
+                read = None if source is None else carriers.take(source)
+                own = self._changed(place, edit, carriers, carriers.take(found), read, scale)
                 found = carriers.put(found, own)
         return found
 
     def prefix(self, rows: Sequence[int]) -> tuple[Tensor, Tensor] | None:
         """Keys and values of rows that share a prefix edit, or have none. Two of [rows, P, H]"""
-        place = self._batch.prefix_of_row[rows[0]] if self._batch.carried else -1
-        if place < 0:
-            return None
-        edit, carriers = self._batch.carried[place]
-        assert isinstance(edit, Prefix)
-        own = [carriers.rows.index(row) for row in rows]
-        entries = carriers.entries[own]
-        keys, values = (tensor[entries, self._index] for tensor in (edit.keys, edit.values))
-        if place in self._gates:
-            gate = self._gates[place][own][:, None, None]
-            keys, values = gate * keys, gate * values
-        return keys, values
+        for place, edit, own in self._attention_of(rows):
+            if isinstance(edit, Prefix):
+                keys, values = (x[own.entries, self._index] for x in (edit.keys, edit.values))
+                return self._gated(place, own, keys), self._gated(place, own, values)
+        return None
+
+    def tables(
+        self, rows: Sequence[int], tokens: int, frozen: PositionTables, relative: Tensor | None
+    ) -> PositionTables:
+        """The position tables of rows that share their edits of them; each row's own if any.
+
+        Args:
+            rows: of one group.
+            tokens: of each, padding counted.
+            frozen: the layer's.
+            relative: what the tables are projections of, distance rising. [2M-1, H]
+        """
+        changed = {getattr(edit, "site", None) for _, edit, _ in self._attention_of(rows)}
+        if relative is None or changed.isdisjoint(POSITION_SITES):
+            return frozen
+        middle = len(relative) // 2
+        source = relative[middle - tokens + 1 : middle + tokens]
+        short = frozen.for_length(tokens)
+        scale = self._batch.query_scale
+        return PositionTables(
+            key=self._table("position_key", rows, short.key, source.flip(0)),
+            query=self._table("position_query", rows, short.query, source, scale),
+        )
 
     def bottleneck(
         self, outer: Tensor, attended: Tensor, normalise: Callable[[Tensor], Tensor]
@@ -270,6 +296,30 @@ class LayerEdits:
             outer = carriers.put(outer, own + self._gated(place, carriers, added))
         return outer
 
+    def _table(
+        self,
+        site: Site,
+        rows: Sequence[int],
+        frozen: Tensor | None,
+        source: Tensor,
+        scale: float = 1,
+    ) -> Tensor | None:
+        """[heads, 2T-1, D] -> [rows, heads, 2T-1, D]"""
+        if frozen is None:
+            return None
+        found = frozen.transpose(0, 1).flatten(1).expand(len(rows), -1, -1)
+        for place, edit, own in self._attention_of(rows):
+            if isinstance(edit, LowRank | Shift | Scale) and edit.site == site:
+                found = self._changed(place, edit, own, found, source, scale)
+        heads: Tensor = found.unflatten(-1, (frozen.shape[0], -1))
+        return heads.transpose(1, 2)
+
+    def _attention_of(self, rows: Sequence[int]) -> Iterator[tuple[int, Edit, _Members]]:
+        """What the attention of rows that share it reads of edits."""
+        for place in self._batch.attention_of_row[rows[0]] if self._batch.carried else ():
+            edit, carriers = self._batch.carried[place]
+            yield place, edit, _Members(carriers, rows)
+
     def _reaches(self, site: str) -> bool:
         return any(
             isinstance(edit, LowRank | Shift | Scale) and edit.site == site and carriers.rows
@@ -285,21 +335,21 @@ class LayerEdits:
         self,
         place: int,
         edit: LowRank | Shift | Scale,
-        carriers: _Carriers,
+        on: _Carriers | _Members,
         own: Tensor,
         source: Tensor | None,
         scale: float,
     ) -> Tensor:
         if isinstance(edit, Scale):
-            factor = carriers.spread(edit.factors[:, self._index]) - 1
-            return own + own * self._gated(place, carriers, factor)
+            factor = on.spread(edit.factors[:, self._index]) - 1
+            return own + own * self._gated(place, on, factor)
         if isinstance(edit, Shift):
-            added = carriers.spread(edit.vectors[:, self._index])
+            added = on.spread(edit.vectors[:, self._index])
         else:
             assert source is not None, f"{edit.site} is no linear map"
-            low = carriers.product(carriers.take(source), edit.down[:, self._index])
-            added = carriers.product(low, edit.up[:, self._index])
-        return own + scale * self._gated(place, carriers, added).to(own.dtype)
+            low = on.product(source, edit.down[:, self._index])
+            added = on.product(low, edit.up[:, self._index])
+        return own + scale * self._gated(place, on, added).to(own.dtype)
 
     def _shift_special(
         self, hidden: Tensor, place: int, edit: SpecialTokenShift, carriers: _Carriers
@@ -322,10 +372,8 @@ class LayerEdits:
         logits = (own * carriers.spread(weight)).sum(-1) + carriers.spread(bias)
         self._gates[place] = carriers.mean(logits.sigmoid())
 
-    def _gated(self, place: int, carriers: _Carriers, x: Tensor) -> Tensor:
-        if place not in self._gates:
-            return x
-        return self._gates[place].repeat_interleave(carriers.lengths)[:, None] * x
+    def _gated(self, place: int, on: _Carriers | _Members, x: Tensor) -> Tensor:
+        return on.spread_rows(self._gates[place]) * x if place in self._gates else x
 
 
 class _Carriers:
@@ -363,6 +411,10 @@ class _Carriers:
         """``x`` [N, D] with their tokens replaced."""
         return own.to(x.dtype) if self._all else x.index_copy(0, self._tokens, own.to(x.dtype))
 
+    def spread_rows(self, of_rows: Tensor) -> Tensor:
+        """Each token's row. [rows] -> [M, 1]"""
+        return of_rows.repeat_interleave(self.lengths)[:, None]
+
     def spread(self, of_entries: Tensor) -> Tensor:
         """Each token's entry, or the one of all tokens. [S, …] -> [M, …] or [1, …]"""
         if self._only is not None:
@@ -391,6 +443,26 @@ class _Carriers:
         places = torch.tensor(found, dtype=torch.int64).reshape(-1, 3).T.to(self._device)
         tokens, rows, numbers = places.unbind(0)
         return tokens, rows, numbers
+
+
+class _Members:
+    """Some of the rows that carry an edit, each with something of its own that is no token's."""
+
+    def __init__(self, carriers: _Carriers, rows: Sequence[int]) -> None:
+        self._places = [carriers.rows.index(row) for row in rows]
+        self.entries = carriers.entries[self._places]
+
+    def spread_rows(self, of_rows: Tensor) -> Tensor:
+        """[all that carry it] -> [rows, 1, 1]"""
+        return of_rows[self._places][:, None, None]
+
+    def spread(self, of_entries: Tensor) -> Tensor:
+        """[S, …] -> [rows, 1, …]"""
+        return of_entries[self.entries].unsqueeze(1)
+
+    def product(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Each row's linear map, of one matrix or one each. [.., in], [S, out, in] -> [.., out]"""
+        return x @ weights[self.entries].to(x.dtype).transpose(1, 2)
 
 
 #: A batch that no adapter edits.

@@ -14,6 +14,7 @@ from torch.nn import functional
 from labelmux_encoder.batch import PackedRows
 from labelmux_encoder.config import EncoderConfig
 from labelmux_encoder.edits import (
+    POSITION_SITES,
     Bottleneck,
     Edit,
     LowRank,
@@ -41,9 +42,11 @@ _KINDS: Mapping[type[Edit], tuple[str, ...]] = {
 _NUMBERS = {kind: number for number, kind in enumerate(_KINDS)}
 #: In the order of ``Site`` there; the first stands for none.
 _SITES = (
-    *("", "query", "key", "value", "context", "attention_out", "attention_norm"),
+    *("", *POSITION_SITES, "query", "key", "value", "context", "attention_out", "attention_norm"),
     *("ffn_in", "inner", "ffn_out", "ffn_norm"),
 )
+#: Those into which the pass folds the scale of queries.
+_SCALED_SITES = ("query", "position_query")
 _OWN_TENSORS = 4
 
 
@@ -53,7 +56,7 @@ def lay_out(config: EncoderConfig, edit: Edit, dtype: torch.dtype) -> Edit:
     The scale of queries is folded in. Factors of products are of ``dtype``, all else is float32.
     """
     operands = _operands(config, dtype).get(type(edit), {})
-    scale = config.query_scale if getattr(edit, "site", "") == "query" else 1.0
+    scale = config.query_scale if getattr(edit, "site", "") in _SCALED_SITES else 1.0
     scaled = {LowRank: "up", Shift: "vectors"}.get(type(edit))
 
     def laid(name: str, tensor: Tensor) -> Tensor:

@@ -71,6 +71,9 @@ class EncoderTensors:
     embed_norm: Affine
     convolution: Affine | None  # weight [H, H/groups, K]
     convolution_norm: Affine | None
+    #: What every layer's position tables are projections of, distance rising from 1-M to M-1; for
+    #: adapters that change those projections. [2M-1, H]
+    relative: Tensor | None
     layers: tuple[LayerTensors, ...]
 
 
@@ -97,6 +100,7 @@ def derive(config: EncoderConfig, state: State, max_tokens: int | None = None) -
         convolution_norm=_affine(state, "encoder.conv.LayerNorm")
         if config.conv_kernel_size
         else None,
+        relative=None if table is None else table[rows.to(table.device)],
         layers=tuple(
             _derive_layer(config, state, f"encoder.layer.{index}.", table, rows)
             for index in range(config.num_layers)
@@ -201,7 +205,7 @@ def run_pass(
     embedded = embed(config, tensors, rows)
     device = embedded.device
     batch = BatchEdits(edits, rows.lengths, rows.special, config.query_scale, device)
-    groups = group_by_length(rows.lengths, device, batch.prefix_of_row)
+    groups = group_by_length(rows.lengths, device, batch.attention_of_row)
     return run_layers(config, tensors, embedded, groups, rows.lengths, batch)
 
 
@@ -216,7 +220,7 @@ def run_layers(
     """The embedding output and every layer's states. L+1 of [N, H]"""
     states = [embedded]
     for index, layer in enumerate(tensors.layers):
-        hidden = _run_layer(config, layer, states[-1], groups, edits.layer(index))
+        hidden = _run_layer(config, layer, tensors.relative, states[-1], groups, edits.layer(index))
         if index == 0 and tensors.convolution is not None:
             hidden = _convolve(config, tensors, embedded, hidden, lengths)
         states.append(hidden)
@@ -266,6 +270,7 @@ def embed(config: EncoderConfig, tensors: EncoderTensors, rows: PackedRows) -> T
 def _run_layer(
     config: EncoderConfig,
     layer: LayerTensors,
+    relative: Tensor | None,
     hidden: Tensor,
     groups: Sequence[LengthGroup],
     edits: LayerEdits,
@@ -273,7 +278,10 @@ def _run_layer(
     hidden = edits.enter(hidden)
     qkv = edits.at_qkv(_linear(hidden, layer.qkv), hidden)  # [N, 3H]
     prefixes = [edits.prefix(group.members) for group in groups]
-    context = packed_attention(qkv, config.num_heads, layer.positions, groups, prefixes)
+    tables = [
+        edits.tables(group.members, group.tokens, layer.positions, relative) for group in groups
+    ]
+    context = packed_attention(qkv, config.num_heads, tables, groups, prefixes)
     context = edits.at("context", context)  # [N, H]
     attended = edits.at("attention_out", _linear(context, layer.attention_out), context)
     attended = _normalise(config, attended + hidden, layer.attention_norm)

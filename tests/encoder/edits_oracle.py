@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,9 +57,11 @@ def random_edits(config: EncoderConfig, entries: int, seed: int) -> list[Edit]:
         ),
         *(
             Scale(site, 1 + values(getattr(config, SITE_WIDTHS.get(site, "hidden_size"))))  # type: ignore[arg-type]
-            for site in ("key", "value", "inner", "ffn_out")
+            for site in ("key", "value", "inner", "ffn_out", "position_key")
         ),
         Scale("query", 1 + values(hidden), gate()),
+        *(low_rank(site, 3, gate()) for site in ("position_query", "position_key")),
+        Shift("position_query", values(hidden)),
     ]
 
 
@@ -163,12 +166,7 @@ def _context(
     value = split(at("value", attention.value_proj(hidden), hidden))
     terms = 1 + len(attention.pos_att_type)
     root = (query.shape[-1] * terms) ** 0.5
-    distances = build_relative_position(
-        query, key, attention.position_buckets, attention.max_relative_positions
-    )
-    logits = query @ key.transpose(1, 2) / root + attention.disentangled_attention_bias(
-        query, key, distances, model.encoder.get_rel_embedding(), terms
-    )
+    logits = query @ key.transpose(1, 2) / root + _position_terms(model, attention, query, key, at)
     for edit, entry in edits:
         if isinstance(edit, Prefix):
             gate = _gate(edit.gate, entry, index, hidden)
@@ -176,3 +174,45 @@ def _context(
             logits = torch.cat([query @ keys.transpose(1, 2) / root, logits], -1)
             value = torch.cat([split(gate * edit.values[entry, index]), value], 1)
     return (logits.softmax(-1) @ value).transpose(0, 1).flatten(1)
+
+
+def _position_terms(
+    model: DebertaV2Model, attention: Any, query: Tensor, key: Tensor, at: Callable[..., Tensor]
+) -> Tensor:
+    """The published terms, with the projections of their tables changed. [heads, T, T]"""
+    if not attention.relative_attention:
+        return torch.zeros(())
+    names = ("query_proj", "key_proj")
+    if not attention.share_att_key:
+        names = ("pos_query_proj", "pos_key_proj")
+    sites = ("position_query", "position_key")
+    frozen = {name: getattr(attention, name, None) for name in names}
+    distances = build_relative_position(
+        query, key, attention.position_buckets, attention.max_relative_positions
+    )
+    try:
+        for (name, project), site in zip(frozen.items(), sites, strict=True):
+            if project is not None:
+                setattr(attention, name, _Changed(project, site, at))
+        return attention.disentangled_attention_bias(
+            query,
+            key,
+            distances,
+            model.encoder.get_rel_embedding(),
+            1 + len(attention.pos_att_type),
+        )
+    finally:
+        for name, project in frozen.items():
+            if project is not None:
+                setattr(attention, name, project)
+
+
+class _Changed(torch.nn.Module):
+    """A projection with the edits of a site."""
+
+    def __init__(self, project: torch.nn.Module, site: str, at: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.project, self.site, self.at = project, site, at
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.at(self.site, self.project(x), x)

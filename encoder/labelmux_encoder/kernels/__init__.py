@@ -89,7 +89,7 @@ class KernelTables:
     @classmethod
     def of(cls, tables: PositionTables, dtype: torch.dtype) -> KernelTables:
         """Lay the portable tables out anew."""
-        key, query = _widen(tables.key, dtype), _widen(tables.query, dtype)
+        key, query = widen(tables.key, dtype), widen(tables.query, dtype)
         rows = tables.key if tables.key is not None else tables.query
         longest = 0 if rows is None else (rows.shape[1] + 1) // 2
         if key is not None:
@@ -97,7 +97,8 @@ class KernelTables:
         return cls(key, query, longest - 1 + _MARGIN)
 
 
-def _widen(table: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def widen(table: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A table with lines of zeros around it. [.., 2M-1, D] -> [.., width, D]"""
     if table is None:
         return None
     return functional.pad(table, (0, 0, _MARGIN, _MARGIN)).to(dtype).contiguous()

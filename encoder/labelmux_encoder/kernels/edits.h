@@ -22,9 +22,14 @@ namespace labelmux {
 // In the order of `_KINDS` and `_SITES` in `kernel_edits.py`.
 enum class Kind : int64_t { kSpecialTokenShift, kLowRank, kPrefix, kBottleneck, kShift, kScale };
 enum class Site : int64_t {
-  kNone, kQuery, kKey, kValue, kContext, kAttentionOut, kAttentionNorm, kFfnIn, kInner, kFfnOut,
-  kFfnNorm
+  kNone, kPositionQuery, kPositionKey, kQuery, kKey, kValue, kContext, kAttentionOut,
+  kAttentionNorm, kFfnIn, kInner, kFfnOut, kFfnNorm
 };
+
+// The tables' sites, which have no tokens.
+inline bool of_positions(Site site) {
+  return site == Site::kPositionQuery || site == Site::kPositionKey;
+}
 
 // The stacked tensors of one edit, and which entry each row of the batch carries.
 struct Edit {
@@ -66,7 +71,7 @@ struct RowPrefix {
   int64_t padded() const { return round_up(count, 16); }
 };
 
-// Tokens at a site: `width` values each, `stride` apart.
+// Tokens at a site: `width` values each, `stride` apart; or a table's lines, one for each distance.
 template <typename T>
 struct Tokens {
   T* at(int64_t token) const { return data + token * stride; }
@@ -74,20 +79,25 @@ struct Tokens {
   T* data;
   int64_t stride;
   int64_t width;
+  int64_t count;  // that there is room for
 };
 
 template <typename T>
 Tokens<T> tokens_of(at::Tensor& x) {
-  return {x.mutable_data_ptr<T>(), x.stride(0), x.size(1)};
+  return {x.mutable_data_ptr<T>(), x.stride(0), x.size(1), x.size(0)};
+}
+
+template <typename T>
+Tokens<const T> source_of(const at::Tensor& x) {
+  return {x.const_data_ptr<T>(), x.stride(0), x.size(1), x.size(0)};
 }
 
 // The edits of the rows of one chunk.
 template <typename T>
 class ChunkEdits {
  public:
-  // `size` is how many tokens each of the chunk's tensors has room for.
-  ChunkEdits(const Edits& edits, int64_t first_row, c10::ArrayRef<int64_t> lengths, int64_t size)
-      : edits_(edits), lengths_(lengths), size_(size) {
+  ChunkEdits(const Edits& edits, int64_t first_row, c10::ArrayRef<int64_t> lengths)
+      : edits_(edits), lengths_(lengths) {
     int64_t start = 0;
     for (size_t row = 0; row < lengths.size(); ++row) {
       for (const Edit& edit : edits.all) {
@@ -139,14 +149,29 @@ class ChunkEdits {
   void at(Site site, int64_t layer, const Tokens<T>& found, const at::Tensor* source = nullptr) {
     each([&](Carried& one, float& gate) {
       if (one.edit->site != site) return;
-      if (one.edit->kind == Kind::kLowRank) {
-        add_low_rank(one, layer, gate, *source, found);
-      } else if (one.edit->kind == Kind::kShift) {
-        shift(one, layer, gate, found);
-      } else {
-        scale(one, layer, gate, found);
-      }
+      const Span span{one.start, lengths_[one.row]};
+      change(one, layer, gate, span, source ? source_of<T>(*source) : Tokens<const T>{}, found);
     });
+  }
+
+  // One of a row's position tables; `source` is what it is a projection of.
+  void at_table(Site site, int64_t layer, int64_t row, const Tokens<const T>& source,
+                const Tokens<T>& found) const {
+    for (size_t place = 0; place < carried_.size(); ++place) {
+      const Carried& one = carried_[place];
+      if (one.row != row || one.edit->site != site) continue;
+      change(one, layer, gates_[place], {0, found.count}, source, found);
+    }
+  }
+
+  // The rows of the chunk whose position tables are their own.
+  std::vector<int64_t> rows_with_tables() const {
+    std::vector<int64_t> found;
+    for (const Carried& one : carried_) {
+      const bool known = !found.empty() && found.back() == one.row;
+      if (of_positions(one.edit->site) && !known) found.push_back(one.row);
+    }
+    return found;
   }
 
   // The feed-forward block's output, before its residual `attended` and its norm.
@@ -198,6 +223,12 @@ class ChunkEdits {
     int64_t start;  // first token in the chunk
   };
 
+  // Tokens that an edit changes.
+  struct Span {
+    int64_t first;
+    int64_t count;
+  };
+
   // Rows are independent; all edits of a row are taken by one thread, in their order.
   template <typename F>
   void each(const F& f) {
@@ -239,17 +270,30 @@ class ChunkEdits {
     }
   }
 
-  void shift(const Carried& one, int64_t layer, float gate, const Tokens<T>& found) {
-    const float* vector = one.edit->template at<float>(0, one.entry, layer);
-    for (int64_t token = 0; token < lengths_[one.row]; ++token) {
-      add(vector, gate, found.at(one.start + token), found.width);
+  static void change(const Carried& one, int64_t layer, float gate, const Span& span,
+                     const Tokens<const T>& source, const Tokens<T>& found) {
+    if (one.edit->kind == Kind::kLowRank) {
+      add_low_rank(one, layer, gate, span, source, found);
+    } else if (one.edit->kind == Kind::kShift) {
+      shift(one, layer, gate, span, found);
+    } else {
+      scale(one, layer, gate, span, found);
     }
   }
 
-  void scale(const Carried& one, int64_t layer, float gate, const Tokens<T>& found) {
+  static void shift(const Carried& one, int64_t layer, float gate, const Span& span,
+                    const Tokens<T>& found) {
+    const float* vector = one.edit->template at<float>(0, one.entry, layer);
+    for (int64_t token = 0; token < span.count; ++token) {
+      add(vector, gate, found.at(span.first + token), found.width);
+    }
+  }
+
+  static void scale(const Carried& one, int64_t layer, float gate, const Span& span,
+                    const Tokens<T>& found) {
     const float* factors = one.edit->template at<float>(0, one.entry, layer);
-    for (int64_t token = 0; token < lengths_[one.row]; ++token) {
-      T* x = found.at(one.start + token);
+    for (int64_t token = 0; token < span.count; ++token) {
+      T* x = found.at(span.first + token);
       for (int64_t h = 0; h < found.width; h += kLanes) {
         const int64_t count = std::min(kLanes, found.width - h);
         const Floats value = load(x + h, count);
@@ -259,21 +303,20 @@ class ChunkEdits {
     }
   }
 
-  // `rows` tokens from `first` on, a multiple of kTile; those beyond the chunk's room are zeros.
-  const T* tile(const T* data, int64_t stride, int64_t width, int64_t first, int64_t rows,
-                Room& room) const {
-    if (first + rows <= size_) return data + first * stride;
-    T* copy = Room::of(room.tokens, rows * stride);
-    std::fill(copy, copy + rows * stride, T(0));
-    for (int64_t token = 0; first + token < size_; ++token) {
-      std::memcpy(copy + token * stride, data + (first + token) * stride, width * sizeof(T));
+  // `rows` tokens from `first` on, a multiple of kTile; those that there is no room for are zeros.
+  static const T* tile(const Tokens<const T>& source, int64_t first, int64_t rows, Room& room) {
+    if (first + rows <= source.count) return source.at(first);
+    T* copy = Room::of(room.tokens, rows * source.stride);
+    std::fill(copy, copy + rows * source.stride, T(0));
+    for (int64_t token = 0; first + token < source.count; ++token) {
+      std::memcpy(copy + token * source.stride, source.at(first + token),
+                  source.width * sizeof(T));
     }
     return copy;
   }
 
-  void add_low_rank(const Carried& one, int64_t layer, float gate, const at::Tensor& source,
-                    const Tokens<T>& found) {
-    const int64_t width = source.size(1), stride = source.stride(0);
+  static void add_low_rank(const Carried& one, int64_t layer, float gate, const Span& span,
+                           const Tokens<const T>& source, const Tokens<T>& found) {
     const int64_t rank = one.edit->tensors[0].size(3);
     const T* down = one.edit->template at<T>(0, one.entry, layer);
     const T* up = one.edit->template at<T>(1, one.entry, layer);
@@ -281,15 +324,15 @@ class ChunkEdits {
     float* low = Room::of(room.low, kBlock * rank);
     float* added = Room::of(room.added, kBlock * found.width);
     T* narrow = Room::of(room.narrow, kBlock * rank);
-    for (int64_t first = 0; first < lengths_[one.row]; first += kBlock) {
-      const int64_t real = std::min(kBlock, lengths_[one.row] - first);
+    for (int64_t first = 0; first < span.count; first += kBlock) {
+      const int64_t real = std::min(kBlock, span.count - first);
       const int64_t rows = round_up(real, kTile);
-      const T* x = tile(source.const_data_ptr<T>(), stride, width, one.start + first, rows, room);
-      multiply<T>(rows, rank, width, x, stride, down, rank, low, rank);
+      const T* x = tile(source, span.first + first, rows, room);
+      multiply<T>(rows, rank, source.width, x, source.stride, down, rank, low, rank);
       convert(low, gate, rows * rank, narrow);
       multiply<T>(rows, found.width, rank, narrow, rank, up, found.width, added, found.width);
       for (int64_t token = 0; token < real; ++token) {
-        add(added + token * found.width, 1.0f, found.at(one.start + first + token), found.width);
+        add(added + token * found.width, 1.0f, found.at(span.first + first + token), found.width);
       }
     }
   }
@@ -360,7 +403,6 @@ class ChunkEdits {
 
   const Edits& edits_;
   const c10::ArrayRef<int64_t> lengths_;
-  const int64_t size_;
   std::vector<Carried> carried_;  // by row, then in the order of the edits
   std::vector<float> gates_;      // of each carried edit, at the layer that runs
 };

@@ -42,6 +42,7 @@ using labelmux::release;
 using labelmux::round_up;
 using labelmux::RowPrefix;
 using labelmux::Site;
+using labelmux::Tokens;
 constexpr int64_t kStep = 16;    // block sizes are multiples: the tile of a matrix product
 constexpr int64_t kBlock = 128;  // most queries, and keys, of one block
 constexpr int64_t kGroupTokens = 256;
@@ -52,6 +53,7 @@ int64_t block_for(int64_t length) { return std::min(round_up(length, kStep), kBl
 
 // Rows of one block size, which a head takes together: the products with its position tables are
 // then one, and the products of a kind follow each other. A row longer than a block is alone.
+// So is one whose position tables are its own.
 struct Group {
   int64_t rows() const { return static_cast<int64_t>(starts.size()); }
   int64_t columns() const { return keys + round_up(prefix, kStep); }
@@ -65,27 +67,31 @@ struct Group {
 };
 
 // Group sizes are powers of two, so that few sizes of products are ever compiled. `prefixes` holds
-// how many keys come before each row's own; empty: none.
-std::vector<Group> group_rows(c10::ArrayRef<int64_t> lengths, c10::ArrayRef<int64_t> prefixes) {
+// how many keys come before each row's own; empty: none. `apart` are rows in groups of their own.
+std::vector<Group> group_rows(c10::ArrayRef<int64_t> lengths, c10::ArrayRef<int64_t> prefixes,
+                              const std::vector<int64_t>& apart) {
   struct Row {
     int64_t prefix, length, start, index;
+    bool alone;
     bool operator<(const Row& other) const {
-      return std::tie(prefix, length, start) < std::tie(other.prefix, other.length, other.start);
+      return std::tie(alone, prefix, length, start) <
+             std::tie(other.alone, other.prefix, other.length, other.start);
     }
   };
   std::vector<Row> rows;
   int64_t start = 0;
   for (size_t index = 0; index < lengths.size(); ++index) {
     const int64_t prefix = prefixes.empty() ? 0 : prefixes[index];
-    rows.push_back({prefix, lengths[index], start, static_cast<int64_t>(index)});
+    rows.push_back({prefix, lengths[index], start, static_cast<int64_t>(index), false});
     start += lengths[index];
   }
+  for (const int64_t row : apart) rows[row].alone = true;
   std::sort(rows.begin(), rows.end());
   std::vector<Group> groups;
   for (size_t first = 0; first < rows.size();) {
     const int64_t block = block_for(rows[first].length), prefix = rows[first].prefix;
     size_t end = first;
-    while (end < rows.size() && rows[end].length <= kBlock &&
+    while (end < rows.size() && !rows[end].alone && rows[end].length <= kBlock &&
            block_for(rows[end].length) == block && rows[end].prefix == prefix) {
       ++end;
     }
@@ -160,6 +166,115 @@ struct Tables {
   const T* query;  // [heads, width, D], distance rising
   int64_t width;
   int64_t centre;
+};
+
+// Position tables of the rows that carry edits of them, each for the distances that the row sees.
+template <typename T>
+class OwnTables {
+ public:
+  // `relative` is what the tables are projections of, distance rising, 0 at their centre.
+  OwnTables(const labelmux::ChunkEdits<T>& edits, int64_t layer, c10::ArrayRef<int64_t> lengths,
+            const Tables<T>& frozen, const Tokens<const T>& relative, int64_t heads)
+      : edits_(edits), layer_(layer), frozen_(frozen), relative_(relative), heads_(heads) {
+    if (relative.count == 0) return;
+    rows_ = edits.rows_with_tables();
+    built_.resize(rows_.size());
+    at::parallel_for(0, static_cast<int64_t>(rows_.size()), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t place = begin; place < end; ++place) {
+        const int64_t length = lengths[rows_[place]];
+        built_[place] = build(rows_[place], round_up(length, block_for(length)));
+      }
+      release(kInterleave<T> == 2);
+    });
+  }
+
+  const std::vector<int64_t>& rows() const { return rows_; }
+
+  Tables<T> of(int64_t row) const {
+    const auto place = std::lower_bound(rows_.begin(), rows_.end(), row);
+    if (place == rows_.end() || *place != row) return frozen_;
+    const Built& own = built_[place - rows_.begin()];
+    return {own.key.get(), own.query.get(), 2 * own.keys, own.keys - 1};
+  }
+
+ private:
+  using Memory = std::unique_ptr<T[]>;
+
+  struct Built {
+    int64_t keys;  // of the row, rounded up: it sees twice as many distances
+    Memory key, query;
+  };
+
+  Memory lines(int64_t keys) const { return Memory(new T[2 * keys * relative_.width]); }
+
+  Tokens<T> tokens(const Memory& memory, int64_t keys) const {
+    return {memory.get(), relative_.width, relative_.width, 2 * keys};
+  }
+
+  Built build(int64_t row, int64_t keys) const {
+    Built own{keys, nullptr, nullptr};
+    const Memory work = lines(keys);
+    if (frozen_.key != nullptr) own.key = build_key(row, keys, tokens(work, keys));
+    if (frozen_.query != nullptr) own.query = build_query(row, keys, tokens(work, keys));
+    return own;
+  }
+
+  // Distances from keys - 1 down to -keys. A bfloat16 pair moves as one 32-bit value.
+  Memory build_key(int64_t row, int64_t keys, const Tokens<T>& work) const {
+    const int64_t units = work.width / kInterleave<T>, own = units / heads_;
+    const int64_t column = frozen_.centre - keys + 1;
+    auto* lines_of = reinterpret_cast<float*>(work.data);
+    for (int64_t head = 0; head < heads_; ++head) {
+      const auto* from = reinterpret_cast<const float*>(frozen_.key) + head * own * frozen_.width;
+      labelmux::transpose(from + column, frozen_.width, own, work.count, lines_of + head * own,
+                          units);
+    }
+    const Memory source = lines(keys);
+    for (int64_t line = 0; line < work.count; ++line) {
+      std::memcpy(source.get() + line * work.width,
+                  relative_.at(frozen_.centre + keys - 1 - line), work.width * sizeof(T));
+    }
+    const Tokens<T> read = tokens(source, keys);
+    edits_.at_table(Site::kPositionKey, layer_, row,
+                    {read.data, read.stride, read.width, read.count}, work);
+    Memory found = lines(keys);
+    for (int64_t head = 0; head < heads_; ++head) {
+      labelmux::transpose(lines_of + head * own, units, work.count, own,
+                          reinterpret_cast<float*>(found.get()) + head * own * work.count,
+                          work.count);
+    }
+    return found;
+  }
+
+  // Distances from 1 - keys up to keys.
+  Memory build_query(int64_t row, int64_t keys, const Tokens<T>& work) const {
+    const int64_t size = work.width / heads_, first = frozen_.centre - keys + 1;
+    for (int64_t line = 0; line < work.count; ++line) {
+      for (int64_t head = 0; head < heads_; ++head) {
+        std::memcpy(work.at(line) + head * size,
+                    frozen_.query + (head * frozen_.width + first + line) * size,
+                    size * sizeof(T));
+      }
+    }
+    edits_.at_table(Site::kPositionQuery, layer_, row,
+                    {relative_.at(first), relative_.stride, relative_.width, work.count}, work);
+    Memory found = lines(keys);
+    for (int64_t head = 0; head < heads_; ++head) {
+      for (int64_t line = 0; line < work.count; ++line) {
+        std::memcpy(found.get() + (head * work.count + line) * size,
+                    work.at(line) + head * size, size * sizeof(T));
+      }
+    }
+    return found;
+  }
+
+  const labelmux::ChunkEdits<T>& edits_;
+  const int64_t layer_;
+  const Tables<T> frozen_;
+  const Tokens<const T> relative_;
+  const int64_t heads_;
+  std::vector<int64_t> rows_;  // of the chunk, rising
+  std::vector<Built> built_;
 };
 
 // One head of one group.
@@ -395,12 +510,12 @@ std::vector<int64_t> share(const std::vector<Group>& groups, int64_t heads, int6
 
 template <typename T>
 void attend(const at::Tensor& qkv, c10::ArrayRef<int64_t> lengths,
-            const std::vector<RowPrefix<T>>& prefixes, const Tables<T>& tables, int64_t heads,
+            const std::vector<RowPrefix<T>>& prefixes, const OwnTables<T>& tables, int64_t heads,
             at::Tensor& out) {
   const int64_t hidden = out.size(1), head_size = hidden / heads;
   std::vector<int64_t> counts;
   for (const RowPrefix<T>& prefix : prefixes) counts.push_back(prefix.count);
-  const auto groups = group_rows(lengths, counts);
+  const auto groups = group_rows(lengths, counts, tables.rows());
   const T* from = qkv.const_data_ptr<T>();
   T* to = out.mutable_data_ptr<T>();
   const int64_t parts = std::min<int64_t>(at::get_num_threads(), groups.size() * heads);
@@ -409,9 +524,10 @@ void attend(const at::Tensor& qkv, c10::ArrayRef<int64_t> lengths,
     Scratch<T> scratch(groups, head_size);
     for (int64_t index = bounds[begin]; index < bounds[end]; ++index) {
       const int64_t head = index % heads;
-      Head<T>(from + head * head_size, to + head * head_size, hidden, head_size,
-              groups[index / heads], prefixes, scratch)
-          .run(tables, head);
+      const Group& group = groups[index / heads];
+      Head<T>(from + head * head_size, to + head * head_size, hidden, head_size, group, prefixes,
+              scratch)
+          .run(tables.of(group.members[0]), head);
     }
     release(kInterleave<T> == 2);
   });
@@ -457,6 +573,7 @@ struct Pass {
   }
 
   at::TensorList constants;
+  const at::Tensor& relative;
   int64_t heads;
   int64_t centre;
   double epsilon;
@@ -480,7 +597,7 @@ class Run {
  public:
   Run(const Pass& pass, const Chunk& chunk, at::Tensor& states)
       : pass_(pass), chunk_(chunk), states_(states),
-        edits_(pass.edits, chunk.first_row, chunk.lengths, chunk.size) {}
+        edits_(pass.edits, chunk.first_row, chunk.lengths) {}
 
   // Products read rows beyond the last token; they are zeros at first, and whatever became of them
   // later.
@@ -506,7 +623,9 @@ class Run {
     if (!edits_.empty()) edits_.enter(index, hidden);
     at::Tensor qkv = linear(hidden, of[0], of[1]);
     edit_qkv(index, hidden, qkv);
-    attend<T>(qkv, chunk_.lengths, edits_.prefixes(index), tables(of), pass_.heads, context);
+    const OwnTables<T> own(edits_, index, chunk_.lengths, tables(of),
+                           labelmux::source_of<T>(pass_.relative), pass_.heads);
+    attend<T>(qkv, chunk_.lengths, edits_.prefixes(index), own, pass_.heads, context);
     edit(Site::kContext, index, context);
     at::Tensor projected = linear(context, of[4], of[5]);
     edit(Site::kAttentionOut, index, projected, &context);
@@ -532,7 +651,7 @@ class Run {
     for (const Site site : {Site::kQuery, Site::kKey, Site::kValue}) {
       if (edits_.any(site)) {
         T* data = qkv.mutable_data_ptr<T>() + part * width;
-        edits_.at(site, index, {data, qkv.stride(0), width}, &hidden);
+        edits_.at(site, index, {data, qkv.stride(0), width, qkv.size(0)}, &hidden);
       }
       ++part;
     }
@@ -610,8 +729,8 @@ labelmux::Edits edits_of(int64_t rows, c10::ArrayRef<int64_t> kinds, c10::ArrayR
 
 // states [L+1, N, H] contiguous; its first layer is the embedding output, the others are written.
 // Chunk i is the next chunk_rows[i] rows; its products have chunk_sizes[i] rows of tokens. Edits are
-// described in kernel_edits.py.
-void layers(at::TensorList constants, c10::ArrayRef<int64_t> lengths,
+// described in kernel_edits.py. relative [distances, H], what position tables are projections of.
+void layers(at::TensorList constants, const at::Tensor& relative, c10::ArrayRef<int64_t> lengths,
             c10::ArrayRef<int64_t> chunk_rows, c10::ArrayRef<int64_t> chunk_sizes,
             bool side_by_side, int64_t heads, int64_t centre, double epsilon,
             c10::string_view activation, c10::string_view algorithm,
@@ -620,7 +739,7 @@ void layers(at::TensorList constants, c10::ArrayRef<int64_t> lengths,
             c10::ArrayRef<int64_t> special, c10::ArrayRef<int64_t> special_starts,
             at::Tensor& states) {
   const int64_t rows = static_cast<int64_t>(lengths.size());
-  const Pass pass{constants, heads, centre, epsilon, activation, algorithm,
+  const Pass pass{constants, relative, heads, centre, epsilon, activation, algorithm,
                   edits_of(rows, edit_kinds, edit_sites, prefix_lengths, edit_tensors,
                            edit_entries, special, special_starts)};
   TORCH_CHECK(states.is_contiguous() && states.size(0) == pass.layers() + 1 &&
@@ -644,7 +763,7 @@ void layers(at::TensorList constants, c10::ArrayRef<int64_t> lengths,
 
 TORCH_LIBRARY_FRAGMENT(labelmux, library) {
   library.def(
-      "layers(Tensor[] constants, int[] lengths, int[] chunk_rows, int[] chunk_sizes, "
+      "layers(Tensor[] constants, Tensor relative, int[] lengths, int[] chunk_rows, int[] chunk_sizes, "
       "bool side_by_side, int heads, int centre, float epsilon, str activation, str algorithm, "
       "int[] edit_kinds, int[] edit_sites, int[] prefix_lengths, Tensor[] edit_tensors, "
       "int[] edit_entries, int[] special, int[] special_starts, Tensor(a!) states) -> ()");
