@@ -30,6 +30,7 @@ from labelmux_server.errors import (
     VersionActiveError,
 )
 from labelmux_server.library import STORED, Library
+from labelmux_server.pins import Pins
 from labelmux_server.registry import Registry, Version, check_task_name
 from labelmux_server.residency import Residency
 from labelmux_server.store import (
@@ -71,6 +72,7 @@ class Changes:
         registry: Registry,
         library: Library,
         residency: Residency,
+        pins: Pins,
         loaded: LoadedEncoder,
         limits: UploadLimits,
     ) -> None:
@@ -78,6 +80,7 @@ class Changes:
         self._registry = registry
         self._library = library
         self._residency = residency
+        self._pins = pins
         self._loaded = loaded
         self._limits = limits
 
@@ -122,6 +125,7 @@ class Changes:
 
         Raises:
             TaskNotFoundError, VersionNotFoundError
+            BankFullError: the task is pinned, and adapters in use leave no room for this version.
         """
         return self._make_active(self._registry.get(task, number), "activate", by)
 
@@ -130,6 +134,7 @@ class Changes:
 
         Raises:
             TaskNotFoundError, NoPreviousVersionError
+            BankFullError: as for ``activate``.
         """
         active = self._registry.get(task)
         number = previous_active(
@@ -147,6 +152,7 @@ class Changes:
         """
         self._registry.get(task)
         self._store.delete_task(task, by)
+        self._pins.drop(task)
         self._unname(task)
 
     def delete_version(self, task: str, number: int, by: str | None = None) -> None:
@@ -241,20 +247,21 @@ class Changes:
             created_at=stored[0].created_at if stored else datetime.now(UTC),
             active=True,
         )
+        version = self._version(record, adapter.manifest.pair)
         self._residency.put(adapter)
         try:
-            self._store.blobs.put(record.digest, data)
-            self._store.put_manifest(record.digest, adapter.manifest)
-            if stored:
-                self._store.activate(task, record.number, "upload", by)
-            else:
-                self._store.add_version(record, by)
+            with self._pins.moving_to(version):
+                self._store.blobs.put(record.digest, data)
+                self._store.put_manifest(record.digest, adapter.manifest)
+                if stored:
+                    self._store.activate(task, record.number, "upload", by)
+                else:
+                    self._store.add_version(record, by)
+                self._registry.add(version)
         except (OSError, SQLAlchemyError):
             if not self._registry.names_digest(record.digest):
                 self._residency.forget(record.digest)
             raise
-        version = self._version(record, adapter.manifest.pair)
-        self._registry.add(version)
         return Uploaded(version, created=not stored)
 
     def _version(self, record: VersionRecord, pair: bool) -> Version:
@@ -273,7 +280,8 @@ class Changes:
             self._residency.forget(digest)
 
     def _make_active(self, version: Version, action: Action, by: str | None) -> Version:
-        if self._registry.get(version.task).number != version.number:
-            self._store.activate(version.task, version.number, action, by)
-            self._registry.activate(version.task, version.number)
+        with self._pins.moving_to(version):
+            if self._registry.get(version.task).number != version.number:
+                self._store.activate(version.task, version.number, action, by)
+                self._registry.activate(version.task, version.number)
         return version

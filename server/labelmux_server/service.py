@@ -14,13 +14,16 @@ from labelmux_adapters.bank import Bank
 from labelmux_adapters.files import FileLimits
 from labelmux_encoder.weights import LoadedEncoder, load_encoder
 from labelmux_server.batcher import Batcher, Limits
+from labelmux_server.caller import Caller
 from labelmux_server.changes import Changes, UploadLimits
 from labelmux_server.engine import Engine
 from labelmux_server.errors import OverloadedError
 from labelmux_server.feature_cache import FeatureCache
 from labelmux_server.keyring import Keyring
+from labelmux_server.keys import EVERY_RIGHT
 from labelmux_server.library import Library
 from labelmux_server.metrics import Metrics
+from labelmux_server.pins import Pins
 from labelmux_server.rates import Rates
 from labelmux_server.registry import Registry
 from labelmux_server.replica import Replica
@@ -30,6 +33,9 @@ from labelmux_server.store import Store
 from labelmux_server.tokenizer_pool import TokenizerPool
 
 Result = TypeVar("Result")
+
+#: Preloaded tasks that answer once before the server is ready: about one of each shape will do.
+_WARM_UP_TASKS = 64
 
 SHIPPED_DEMO = Path(__file__).parent / "demo"
 
@@ -62,11 +68,13 @@ class Service:
         self.residency = Residency(
             self._bank, library.adapter, settings.max_resident_bytes, metrics
         )
+        pins = Pins(self.residency, settings.pin)
         self._changes = Changes(
-            store, self.registry, library, self.residency, loaded, _upload_limits(settings)
+            store, self.registry, library, self.residency, pins, loaded, _upload_limits(settings)
         )
         self._changes.load_stored()
         self._seed()
+        self._preloaded = pins.load(self.registry, settings.preload)
         self._changer = ThreadPoolExecutor(1, "labelmux-changes")
         self.batcher = Batcher(
             Limits(
@@ -124,7 +132,18 @@ class Service:
                 undo.pop_all()
                 return service
 
-        return await asyncio.to_thread(build)
+        service = await asyncio.to_thread(build)
+        await service._warm_up()
+        return service
+
+    async def _warm_up(self) -> None:
+        """Answer once as requests will be; the first answer takes three times as long as others."""
+        caller = Caller(None, EVERY_RIGHT, self.rates, self.settings)
+        for pair in (False, True):
+            names = [version.task for version in self._preloaded if version.pair == pair]
+            text = ("warm", "up") if pair else "warm up"
+            if names:
+                await self.engine.classify(names[:_WARM_UP_TASKS], [text], caller)
 
     async def stop(self) -> None:
         """Finish what runs and let go of the state folder."""

@@ -175,6 +175,17 @@ class Settings:
             "Most bytes of adapters kept ready; the least recently used go first.", low=1
         ),
     )
+    preload: str | None = field(
+        default=None,
+        metadata=_about(
+            "Tasks brought into memory before the server is ready: names or patterns such as "
+            "`shop-*`, separated by commas."
+        ),
+    )
+    pin: str | None = field(
+        default=None,
+        metadata=_about("Tasks preloaded and never moved out of memory, named as for preload."),
+    )
     request_timeout_s: float = field(
         default=30.0, metadata=_about("Longest time to answer a classification.", low=0.001)
     )

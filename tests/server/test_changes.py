@@ -21,6 +21,7 @@ from labelmux_server.errors import (
 )
 from labelmux_server.library import Library
 from labelmux_server.metrics import Metrics
+from labelmux_server.pins import Pins
 from labelmux_server.registry import Registry
 from labelmux_server.residency import Residency
 from labelmux_server.store import Store
@@ -36,7 +37,13 @@ class World:
         self.library = Library(self.store, self.registry, loaded.encoder)
         self.residency = Residency(self.bank, self.library.adapter, 1 << 30, Metrics())
         self.changes = Changes(
-            self.store, self.registry, self.library, self.residency, loaded, UploadLimits()
+            self.store,
+            self.registry,
+            self.library,
+            self.residency,
+            Pins(self.residency),
+            loaded,
+            UploadLimits(),
         )
         self.changes.load_stored()
         self.store.mark_started()

@@ -90,8 +90,26 @@ def test_a_request_that_never_ends_is_cut_after_the_grace_period(start_server):
     server = start_server("--shutdown-grace-s", "1")
     under_way = RequestUnderWay(server.url)
     server.terminate()
-    server.process.wait(20)
+    assert server.process.wait(20) == 0
     under_way.close()
+
+
+def test_idle_connections_and_a_half_sent_upload_do_not_keep_it_from_ending(start_server):
+    server = start_server("--shutdown-grace-s", "1")
+    address = urlsplit(server.url)
+    with (
+        httpx2.Client(base_url=server.url) as idle,
+        socket.create_connection((address.hostname, address.port), timeout=60) as half_sent,
+    ):
+        assert idle.get("/health/ready").status_code == 200
+        half_sent.sendall(
+            f"PUT /v1/tasks/t/adapter HTTP/1.1\r\nHost: {address.netloc}\r\n"
+            "Content-Length: 1000\r\nExpect: 100-continue\r\n\r\n".encode()
+        )
+        assert half_sent.recv(1000).startswith(b"HTTP/1.1 100")
+        half_sent.sendall(b"half of it")
+        server.terminate()
+        assert server.process.wait(20) == 0
 
 
 def test_one_state_folder_serves_one_server(start_server, tmp_path, tiny_encoder_folder):
