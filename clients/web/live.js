@@ -16,11 +16,11 @@ const LINES = [
   ["Latency of classify, median and p95", seconds, ["p50_s", "p95_s"]],
   ["Wait for a batch, p95", seconds, ["wait_p95_s"]],
   [
-    "Texts through the encoder, and from its cache",
+    "Texts encoded, and found in the cache",
     perSecond,
     ["encoder_rows_per_s", "cache_hits_per_s"],
   ],
-  ["Tokens through the encoder", perSecond, ["tokens_per_s"]],
+  ["Tokens encoded", perSecond, ["tokens_per_s"]],
   ["Tokens that wait", number, ["queue_tokens"]],
   ["Refusals", perSecond, ["refusals_per_s"]],
 ];

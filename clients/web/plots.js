@@ -1,6 +1,7 @@
 /** Small plots: a line over the last minutes, bars of one moment. */
 
 import { fill, h, svg } from "./dom.js";
+import { number } from "./format.js";
 
 const WIDTH = 300;
 const HEIGHT = 64;
@@ -100,7 +101,7 @@ export function barPanel(title) {
 
   function show(bars) {
     const top = Math.max(...bars.map(([, count]) => count), 0);
-    none.textContent = top === 0 ? "no batch in the last minutes" : `most: ${Math.round(top)}`;
+    none.textContent = top === 0 ? "no batch in the last minutes" : `most: ${number(Math.round(top))}`;
     fill(
       list,
       bars.map(([name, count]) => {

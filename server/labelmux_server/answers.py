@@ -198,4 +198,5 @@ def version_body(version: Version, active: int) -> dict[str, Any]:
         "size_bytes": version.size_bytes,
         "created_at": version.created_at,
         "active": version.number == active,
+        "metrics": version.manifest.metrics,
     }

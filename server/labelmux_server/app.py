@@ -30,7 +30,7 @@ def create_app(settings: Settings, loaded: LoadedEncoder | None = None) -> FastA
 
     ``app.state.service`` is there while the lifespan runs.
     """
-    metrics = Metrics()
+    metrics = Metrics(settings.task_metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -25,6 +25,7 @@ from labelmux_server.errors import (
     TimedOutError,
     TooManyTextsError,
 )
+from labelmux_server.metrics import Metrics
 from labelmux_server.registry import Registry, Version, parse_name
 from labelmux_server.residency import Hold, Residency
 from labelmux_server.submission import Row, Submission, edited_key, row_key
@@ -85,6 +86,7 @@ class Engine:
         residency: Residency,
         batcher: Batcher,
         tokenizers: TokenizerPool,
+        metrics: Metrics,
         *,
         max_rows: int,
         max_tokens: int,
@@ -96,6 +98,7 @@ class Engine:
         self._residency = residency
         self._batcher = batcher
         self._tokenizers = tokenizers
+        self._metrics = metrics
         self._max_rows = max_rows
         self._max_tokens = max_tokens
         self._max_text_tokens = max_text_tokens or sys.maxsize
@@ -156,7 +159,15 @@ class Engine:
             "encode": submission.encode_s,
             "readout": submission.readout_s,
         }
-        return Classified(call.columns(submission.answers), submission.encoder_rows, total, stages)
+        columns = call.columns(submission.answers)
+        self._record(columns)
+        return Classified(columns, submission.encoder_rows, total, stages)
+
+    def _record(self, columns: Sequence[Column]) -> None:
+        for column in columns:
+            if column.version is not None:
+                answered = sum(outcome.error is None for outcome in column.outcomes)
+                self._metrics.record_answers(column.version, answered)
 
     def _check_rows(self, what: str, rows: int) -> None:
         if rows > self._max_rows:

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 
 from labelmux_server.batcher import Batcher
 from labelmux_server.feature_cache import FeatureCache
+from labelmux_server.registry import Version
 from labelmux_server.submission import Batch
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -30,8 +31,11 @@ _COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 class Metrics:
     """One app's metrics, in a registry of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, task_metrics: int) -> None:
+        """``task_metrics``: most versions of tasks with a metric of their own."""
         self._registry = registry = CollectorRegistry()
+        self._task_rows = _TaskRows(task_metrics)
+        registry.register(self._task_rows)
         self._requests = Counter(
             "labelmux_requests_total", "Requests answered.", ("route", "status"), registry=registry
         )
@@ -181,6 +185,10 @@ class Metrics:
         """A key was used too fast."""
         self._key_limited.labels(key, unit).inc()
 
+    def record_answers(self, version: Version, rows: int) -> None:
+        """A version answered so many rows of a call. On the event loop, as ``render`` is."""
+        self._task_rows.add(version.task, version.number, rows)
+
     def record_rejected(self, code: str) -> None:
         """A request was answered with an error."""
         self._rejected.labels(code).inc()
@@ -192,6 +200,32 @@ class Metrics:
     def render(self) -> bytes:
         """The text exposition."""
         return generate_latest(self._registry)
+
+
+class _TaskRows(Collector):
+    """Rows by task and version, of those used last: tasks without end shall not fill the page."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._rows: dict[tuple[str, int], int] = {}
+
+    def add(self, task: str, version: int, rows: int) -> None:
+        """The least recently used goes for one that is over the limit."""
+        place = (task, version)
+        self._rows[place] = self._rows.pop(place, 0) + rows
+        if len(self._rows) > self._limit:
+            del self._rows[next(iter(self._rows))]
+
+    def collect(self) -> Iterator[Metric]:
+        """The counts as they are now."""
+        family = CounterMetricFamily(
+            "labelmux_task_rows",
+            "Rows answered, by task and version; of those used last.",
+            labels=("task", "version"),
+        )
+        for (task, version), rows in self._rows.items():
+            family.add_metric((task, str(version)), rows)
+        yield family
 
 
 class _CacheCounts(Collector):

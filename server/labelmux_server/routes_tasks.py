@@ -80,17 +80,18 @@ async def get_task(request: Request, task: str) -> Response:
 async def list_versions(request: Request, task: str) -> Response:
     """A task's versions and its history."""
     service = _service(request)
-    active = service.registry.get(task).number
-    versions = service.registry.versions(task)
-    history = await asyncio.to_thread(service.store.history, task)
-    return json_answer(
-        {
+
+    def body() -> dict[str, Any]:
+        active = service.registry.get(task).number
+        versions = service.registry.versions(task)
+        return {
             "task": task,
             "active": active,
             "versions": [version_body(version, active) for version in versions],
-            "history": history,
+            "history": service.store.history(task),
         }
-    )
+
+    return json_answer(await asyncio.to_thread(body))
 
 
 @admin_router.get("/v1/tasks/{task}/history", response_model=TaskHistory, responses=_MISSING)

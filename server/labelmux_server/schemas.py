@@ -250,6 +250,7 @@ class VersionInfo(_Answer):
     size_bytes: int
     created_at: datetime
     active: bool
+    metrics: dict[str, float] = Field(description="On its own dev set, as its file states them.")
 
 
 class HistoryEntry(_Answer):

@@ -92,6 +92,7 @@ class Service:
             self.residency,
             self.batcher,
             self._tokenizers,
+            metrics,
             max_rows=settings.max_queue_rows,
             max_tokens=settings.max_queue_tokens,
             max_text_tokens=settings.max_text_tokens,

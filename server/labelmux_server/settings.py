@@ -186,6 +186,13 @@ class Settings:
         default=None,
         metadata=_about("Tasks preloaded and never moved out of memory, named as for preload."),
     )
+    task_metrics: int = field(
+        default=1000,
+        metadata=_about(
+            "Most versions of tasks with a metric of their own; the least recently used go first.",
+            low=0,
+        ),
+    )
     request_timeout_s: float = field(
         default=30.0, metadata=_about("Longest time to answer a classification.", low=0.001)
     )

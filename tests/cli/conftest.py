@@ -145,6 +145,7 @@ class FakeServer:
                     "size_bytes": len(data),
                     "created_at": AT,
                     "active": number == task.active,
+                    "metrics": {},
                 }
                 for number, data in enumerate(task.files, start=1)
             ],

@@ -55,6 +55,7 @@ VERSIONS: dict[str, Any] = {
             "size_bytes": 4321,
             "created_at": "2026-01-02T03:04:05Z",
             "active": True,
+            "metrics": {"accuracy": 0.98},
         }
     ],
     "history": [

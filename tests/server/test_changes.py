@@ -35,7 +35,7 @@ class World:
         self.bank = CountingBank()
         self.registry = Registry()
         self.library = Library(self.store, self.registry, loaded.encoder)
-        self.residency = Residency(self.bank, self.library.adapter, 1 << 30, Metrics())
+        self.residency = Residency(self.bank, self.library.adapter, 1 << 30, Metrics(8))
         self.changes = Changes(
             self.store,
             self.registry,

@@ -22,7 +22,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def rates(clock) -> Rates:
-    return Rates(Metrics(), clock)
+    return Rates(Metrics(8), clock)
 
 
 def test_a_minutes_worth_may_come_at_once_then_evenly(rates, clock):

@@ -76,7 +76,7 @@ def version(digest: str) -> Version:
 
 class World:
     def __init__(self, places: int) -> None:
-        self.bank, self.disk, self.metrics = Bank(), Disk(), Metrics()
+        self.bank, self.disk, self.metrics = Bank(), Disk(), Metrics(8)
         self.residency = Residency(self.bank, self.disk.read, places * SIZE, self.metrics)
 
     def hold(self, digest: str):

@@ -118,6 +118,7 @@ def test_versions_activate_rollback_delete(serving, adapter_bytes):
         listed = (await client.get("/v1/tasks/t/versions")).json()
         VersionList.model_validate(listed)
         assert listed["active"] == 2
+        assert [v["metrics"] for v in listed["versions"]] == [{}, {}, {}]
         assert [(v["version"], v["active"]) for v in listed["versions"]] == [
             (1, False),
             (2, True),

@@ -349,6 +349,7 @@ def _versions(answer: Mapping[str, Any]) -> VersionList:
                 size_bytes=item["size_bytes"],
                 created_at=datetime.fromisoformat(item["created_at"]),
                 active=item["active"],
+                metrics=dict(item["metrics"]),
             )
             for item in answer["versions"]
         ),

@@ -253,6 +253,7 @@ class VersionInfo:
     size_bytes: int
     created_at: datetime
     active: bool
+    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
