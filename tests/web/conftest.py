@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
+    from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -83,6 +83,34 @@ class Console:
         )
         assert answer.status_code in (200, 201), answer.text
 
+    @property
+    def answers(self) -> Locator:
+        return self.page.get_by_role("region", name="Answers")
+
+    def choose(self, data: bytes, name: str = "mood.safetensors") -> None:
+        """Choose a file in the place for uploads."""
+        file = {"name": name, "mimeType": "application/octet-stream", "buffer": data}
+        self.page.get_by_label("choose one").set_input_files(file)
+
+    def drop(self, selector: str, data: bytes, name: str) -> None:
+        """Let go of a file over an element."""
+        transfer = self.page.evaluate_handle(
+            """([bytes, name]) => {
+                const transfer = new DataTransfer();
+                transfer.items.add(new File([new Uint8Array(bytes)], name));
+                return transfer;
+            }""",
+            [list(data), name],
+        )
+        for event in ("dragover", "drop"):
+            self.page.dispatch_event(selector, event, {"dataTransfer": transfer})
+
+    def enter_key(self, key: str) -> None:
+        """Answer the dialog that asks for a key."""
+        dialog = self.page.get_by_role("dialog", name="Access key")
+        dialog.locator("input").fill(key)
+        dialog.get_by_role("button", name="Use key").click()
+
     def active(self, task: str) -> int:
         return self.api.get(f"/v1/tasks/{task}").json()["version"]
 
@@ -105,3 +133,14 @@ def console(browser, start_server) -> Iterator[Callable[..., Console]]:
         found.api.close()
         context.close()
         watch.check()
+
+
+@pytest.fixture
+def moods(console, adapter_bytes):
+    """A console before a server with tasks that read a text, and one that reads a pair."""
+    found = console()
+    found.put("mood", adapter_bytes(labels=("glad", "sad", "calm"), seed=1))
+    found.put("topic", adapter_bytes(labels=tuple(f"topic {at}" for at in range(12)), seed=2))
+    found.put("same", adapter_bytes(labels=("no", "yes"), seed=3, pair=True))
+    found.page.reload()
+    return found
