@@ -49,6 +49,7 @@ export function tasksView(root, server) {
       const found = await api.tasks({ ...wanted, signal: asked.signal });
       if (!further) fill(rows);
       rows.append(...found.tasks.map(row));
+      showTraffic(rows);
       last = found.tasks.at(-1)?.task ?? last;
       more.hidden = found.tasks.length === 0 || rows.children.length >= (found.total ?? 0);
       const shown = rows.children.length;
