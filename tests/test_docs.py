@@ -110,6 +110,22 @@ def test_the_readmes_console_lines_print_what_it_says(server: str, folder: Path)
 
 
 @pytest.mark.slow
+def test_the_lines_for_other_servers_clients_run(server: str, folder: Path) -> None:
+    page = (ROOT / "docs/compatibility.md").read_text()
+    shown = [pair for block in blocks(page, "console") for pair in commands(block)]
+    assert len(shown) >= 3
+    for command, expected in shown:
+        assert normal(run(command, server, folder)) == normal(expected), command
+    scripts = blocks(page, "python")
+    assert len(scripts) >= 3
+    for code in scripts:
+        script = folder / "client.py"
+        script.write_text(code.replace("127.0.0.1:8000", server.removeprefix("http://")))
+        printed = run(f"{sys.executable} {script}", server, folder)
+        assert re.search("positive|sentiment", printed), code
+
+
+@pytest.mark.slow
 def test_the_readmes_python_runs(server: str, folder: Path) -> None:
     (code,) = blocks(README, "python")
     script = folder / "readme.py"

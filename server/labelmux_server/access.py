@@ -8,11 +8,13 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
+from pydantic import BaseModel
 
 from labelmux_server import errors
 from labelmux_server.caller import Caller
 from labelmux_server.documented import documented
 from labelmux_server.keys import EVERY_RIGHT, Scope
+from labelmux_server.schemas import ErrorBody
 from labelmux_server.service import Service
 from labelmux_server.settings import is_loopback
 
@@ -57,10 +59,12 @@ class Guard(SecurityBase):
         caller.spend_request()
 
 
-def guarded_router(tag: str, *scopes: Scope) -> APIRouter:
+def guarded_router(tag: str, *scopes: Scope, error_body: type[BaseModel] = ErrorBody) -> APIRouter:
     """A router for whose every route a key needs one of the scopes."""
     return APIRouter(
-        tags=[tag], dependencies=[Depends(Guard(*scopes))], responses=documented(*_REFUSALS)
+        tags=[tag],
+        dependencies=[Depends(Guard(*scopes))],
+        responses=documented(*_REFUSALS, body=error_body),
     )
 
 

@@ -29,14 +29,6 @@ def json_answer(body: object, status: int = 200, headers: dict[str, str] | None 
     return Response(content, status, headers, "application/json")
 
 
-def error_answer(
-    error: BaseException, status: int, request_id: str, headers: dict[str, str] | None = None
-) -> Response:
-    """The one error body."""
-    body = {"error": {**error_part(error), "request_id": request_id}}
-    return json_answer(body, status, headers)
-
-
 def classify_body(
     found: Classified, texts: Sequence[TextInput], wanted: ClassifyRequest
 ) -> dict[str, Any]:

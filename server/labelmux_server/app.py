@@ -14,7 +14,10 @@ from labelmux_server import (
     routes_console,
     routes_health,
     routes_info,
+    routes_openai,
     routes_tasks,
+    routes_tei,
+    routes_v2,
 )
 from labelmux_server.access import behind
 from labelmux_server.edge import Edge, add_error_handlers
@@ -69,6 +72,12 @@ def create_app(settings: Settings, loaded: LoadedEncoder | None = None) -> FastA
         routes_info.router,
         routes_health.metrics_router,
         routes_health.router,
+        routes_tei.router,
+        routes_tei.info_router,
+        routes_openai.router,
+        routes_openai.models_router,
+        routes_v2.router,
+        routes_v2.info_router,
         routes_console.router,
     ):
         app.include_router(router)

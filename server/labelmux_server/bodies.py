@@ -37,10 +37,27 @@ async def read_json(request: Request, kind: type[Body], limit_bytes: int) -> Bod
     Raises:
         MediaTypeError, BodyTooLargeError, InvalidJsonError, InvalidRequestError
     """
-    found = _media_type(request)
+    found = media_type(request)
     if found != JSON_TYPE:
         raise MediaTypeError(found, JSON_TYPE)
-    data = await _read(request, limit_bytes, BodyTooLargeError(limit_bytes))
+    return parse_json(await read_body(request, limit_bytes), kind)
+
+
+async def read_body(request: Request, limit_bytes: int) -> bytes:
+    """The body as it is, of a call that classifies.
+
+    Raises:
+        BodyTooLargeError
+    """
+    return await _read(request, limit_bytes, BodyTooLargeError(limit_bytes))
+
+
+def parse_json(data: bytes, kind: type[Body]) -> Body:
+    """JSON as ``kind``.
+
+    Raises:
+        InvalidJsonError, InvalidRequestError
+    """
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
@@ -53,7 +70,7 @@ async def read_upload(request: Request, limit_bytes: int) -> bytes:
     Raises:
         MediaTypeError, UploadTooLargeError
     """
-    found = _media_type(request)
+    found = media_type(request)
     if found not in ("", BYTES_TYPE):
         raise MediaTypeError(found, BYTES_TYPE)
     return await _read(request, limit_bytes, UploadTooLargeError(limit_bytes))
@@ -124,7 +141,8 @@ async def _read(request: Request, limit_bytes: int, too_large: ServerError) -> b
     return bytes(data)
 
 
-def _media_type(request: Request) -> str:
+def media_type(request: Request) -> str:
+    """The content type, without its parameters; empty where there is none."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 

@@ -14,14 +14,16 @@ from labelmux_server.statuses import TABLE, leaves
 ADAPTER_ERRORS = (*leaves(AdapterFileError), *leaves(AdapterMisfitError))
 
 
-def documented(*kinds: type[Exception]) -> dict[int | str, dict[str, Any]]:
+def documented(
+    *kinds: type[Exception], body: type[BaseModel] = ErrorBody
+) -> dict[int | str, dict[str, Any]]:
     """A route's errors by status, each naming its codes."""
     codes: dict[int, list[str]] = {}
     for kind in kinds:
         codes.setdefault(TABLE[kind].status, []).append(TABLE[kind].code)
     return {
         status: {
-            "model": ErrorBody,
+            "model": body,
             "description": ", ".join(f"`{code}`" for code in dict.fromkeys(found)),
         }
         for status, found in sorted(codes.items())

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from labelmux_adapters.errors import AdapterError
-from labelmux_server.answers import error_answer
+from labelmux_server.error_shapes import error_answer
 from labelmux_server.errors import (
     InternalError,
     InvalidRequestError,
@@ -35,7 +35,7 @@ from labelmux_server.statuses import answer_for
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _UNMATCHED = "unmatched"
-_PROBES = "/health/"
+_PROBES = ("/health", "/v2/health/")
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -82,7 +82,7 @@ class Edge:
         except Exception:  # noqa: BLE001 - the app's last handler
             _log.exception("request %s failed", request_id, extra={"request_id": request_id})
             if not status:
-                response = error_answer(InternalError(), 500, request_id)
+                response = error_answer(InternalError(), scope["path"], request_id)
                 await response(scope, receive, send_with_id)
         finally:
             self._in_flight -= 1
@@ -139,16 +139,17 @@ def _request_id(sent: str | None) -> str:
 
 
 def refuse(request: Request, error: BaseException, metrics: Metrics) -> Response:
-    """The one error body; what is our fault goes to the log."""
+    """The error in the shape of its route; what is our fault goes to the log."""
     known = answer_for(type(error))
     if known.status == 500:
         _log.error("request %s failed", request.state.request_id, exc_info=error)
     metrics.record_rejected(known.code)
-    return error_answer(error, known.status, request.state.request_id, _headers(error))
+    path, request_id = request.scope["path"], request.state.request_id
+    return error_answer(error, path, request_id, _headers(error))
 
 
 def add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
-    """Answer every error, the framework's own too, with the one error body."""
+    """Answer every error, the framework's own too, in the shape of its route."""
 
     async def ours(request: Request, error: Exception) -> Response:
         return refuse(request, error, metrics)

@@ -19,7 +19,9 @@ ServerError
 │   ├── TakesSingleTextsError     the task reads one text, the request has pairs
 │   ├── TextTruncatedError        a text is too long and the caller refused truncation
 │   ├── OverlapTooLongError       windows would share more than half of what the task reads
-│   └── NoRawScoresError          the task's answer has no room for logits
+│   ├── NoRawScoresError          the task's answer has no room for logits
+│   ├── NoDefaultTaskError        no task is named, and there is none for such requests
+│   └── SpansUnsupportedError     the route's answers have no room for spans
 ├── LookupFailedError             the thing named is not here
 │   ├── RouteNotFoundError        no such path
 │   ├── MethodNotAllowedError     the path is there, the method is not
@@ -212,6 +214,27 @@ class NoRawScoresError(RequestError):
     def __init__(self, task: str) -> None:
         super().__init__(
             f'task {task!r} answers with spans, which have no logits; leave out "raw_scores"',
+            task=task,
+        )
+
+
+class NoDefaultTaskError(RequestError):
+    """No task is named, and there is none for such requests."""
+
+    def __init__(self, tasks: int) -> None:
+        super().__init__(
+            f"the request names no task and the server has {tasks}; name one in the path or the "
+            "body, or start the server with --default-task"
+        )
+
+
+class SpansUnsupportedError(RequestError):
+    """The route's answers have no room for spans."""
+
+    def __init__(self, task: str) -> None:
+        super().__init__(
+            f"task {task!r} answers with spans, which have no place in this route's answers; ask "
+            "POST /v1/classify",
             task=task,
         )
 

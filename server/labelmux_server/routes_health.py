@@ -8,8 +8,9 @@ from labelmux_server import errors
 from labelmux_server.access import guarded_router
 from labelmux_server.answers import json_answer
 from labelmux_server.documented import documented
+from labelmux_server.error_shapes import V2Error
 from labelmux_server.metrics import CONTENT_TYPE, Metrics
-from labelmux_server.schemas import Health
+from labelmux_server.schemas import Health, V2Live, V2Ready
 from labelmux_server.service import Service
 
 #: Without a guard, as the console's files are; nothing else is.
@@ -39,6 +40,38 @@ async def ready(request: Request) -> Response:
     if not service.ready:
         raise errors.NotReadyError
     return json_answer({"status": "ok"})
+
+
+@router.get(
+    "/health",
+    response_model=Health,
+    responses=documented(errors.NotReadyError, errors.DrainingError),
+)
+async def tei_health(request: Request) -> Response:
+    """As `/health/ready`, where the clients of other servers look."""
+    return await ready(request)
+
+
+@router.get(
+    "/v2/health/live",
+    response_model=V2Live,
+    responses=documented(errors.NotReadyError, body=V2Error),
+)
+async def v2_live(request: Request) -> Response:
+    """As `/health/live`, for the Open Inference Protocol."""
+    await live(request)
+    return json_answer({"live": True})
+
+
+@router.get(
+    "/v2/health/ready",
+    response_model=V2Ready,
+    responses=documented(errors.NotReadyError, errors.DrainingError, body=V2Error),
+)
+async def v2_ready(request: Request) -> Response:
+    """As `/health/ready`, for the Open Inference Protocol."""
+    await ready(request)
+    return json_answer({"ready": True})
 
 
 @metrics_router.get("/metrics", response_class=Response)

@@ -316,3 +316,15 @@ class Health(_Answer):
     """All is well."""
 
     status: Literal["ok"] = "ok"
+
+
+class V2Live(_Answer):
+    """The process is worth keeping."""
+
+    live: Literal[True] = True
+
+
+class V2Ready(_Answer):
+    """Requests may be sent here."""
+
+    ready: Literal[True] = True

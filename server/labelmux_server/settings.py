@@ -99,6 +99,12 @@ class Settings:
             secret=True,
         ),
     )
+    default_task: str | None = field(
+        default=None,
+        metadata=_about(
+            "Task of requests that name none (TEI, vLLM, Infinity); the only one, if there is one."
+        ),
+    )
     max_requests_per_minute: int = field(
         default=0, metadata=_about("Most requests with one key in a minute; 0: no limit.", low=0)
     )

@@ -54,6 +54,8 @@ TABLE: Mapping[type[Exception], Answer] = {
     errors.TextTruncatedError: Answer(422, "text_truncated"),
     errors.OverlapTooLongError: Answer(422, "overlap_too_long"),
     errors.NoRawScoresError: Answer(422, "no_raw_scores"),
+    errors.NoDefaultTaskError: Answer(422, "no_default_task"),
+    errors.SpansUnsupportedError: Answer(422, "spans_unsupported"),
     errors.RouteNotFoundError: Answer(404, "not_found"),
     errors.MethodNotAllowedError: Answer(405, "method_not_allowed"),
     errors.TaskNotFoundError: Answer(404, "task_not_found"),

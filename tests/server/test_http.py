@@ -231,13 +231,19 @@ def test_the_contract_documents_every_code_that_a_route_may_answer(openapi):
     assert '"499"' not in described
 
 
-def test_every_error_in_the_contract_has_the_one_body(openapi):
-    for operations in openapi["paths"].values():
+def error_body(path: str) -> str:
+    if path.startswith("/v2"):
+        return "V2Error"
+    return "TeiError" if path.startswith(("/predict", "/info", "/tei/")) else "ErrorBody"
+
+
+def test_every_error_in_the_contract_has_the_body_of_its_clients(openapi):
+    for path, operations in openapi["paths"].items():
         for operation in operations.values():
             for status, answer in operation["responses"].items():
                 if int(status) >= 400:
                     schema = answer["content"]["application/json"]["schema"]
-                    assert schema == {"$ref": "#/components/schemas/ErrorBody"}
+                    assert schema == {"$ref": f"#/components/schemas/{error_body(path)}"}
 
 
 def test_statuses_in_the_contract_are_those_of_the_table(openapi):

@@ -155,6 +155,8 @@ CODES: Mapping[str, type[StatusError]] = {
     "unsupported_media_type": InvalidRequestError,
     "overlap_too_long": InvalidRequestError,
     "no_raw_scores": InvalidRequestError,
+    "no_default_task": InvalidRequestError,
+    "spans_unsupported": InvalidRequestError,
     "task_needs_pairs": InvalidRequestError,
     "task_takes_single_texts": InvalidRequestError,
     "method_not_allowed": InvalidRequestError,

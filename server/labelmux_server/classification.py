@@ -1,0 +1,104 @@
+"""One classification, from what is asked to the answer's body; every route that asks goes here."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from labelmux_encoder.tokenizer import TextInput
+from labelmux_server import errors
+from labelmux_server.answers import classify_body
+from labelmux_server.caller import Caller
+from labelmux_server.engine import Classified, Terms
+from labelmux_server.registry import Registry
+from labelmux_server.schemas import ClassifyRequest
+from labelmux_server.service import Service
+from labelmux_server.settings import Settings
+
+EVERY_TASK = "*"
+
+#: What a call that classifies may be answered with.
+CLASSIFY_ERRORS: tuple[type[errors.ServerError], ...] = (
+    errors.InvalidJsonError,
+    errors.TaskNotFoundError,
+    errors.VersionNotFoundError,
+    errors.BodyTooLargeError,
+    errors.TooManyTasksError,
+    errors.TooManyTextsError,
+    errors.TextTooLongError,
+    errors.MediaTypeError,
+    errors.InvalidRequestError,
+    errors.NeedsPairsError,
+    errors.TakesSingleTextsError,
+    errors.TextTruncatedError,
+    errors.OverlapTooLongError,
+    errors.NoRawScoresError,
+    errors.OverloadedError,
+    errors.RateLimitedError,
+    errors.InternalError,
+    errors.AdapterDamagedError,
+    errors.BankFullError,
+    errors.DrainingError,
+    errors.TimedOutError,
+)
+
+
+class Answered(NamedTuple):
+    """What the engine found, and as the caller gets it."""
+
+    found: Classified
+    body: dict[str, Any]
+
+
+async def answer(service: Service, caller: Caller, wanted: ClassifyRequest) -> Answered:
+    """Scores of texts or pairs for the tasks that are asked.
+
+    Raises:
+        ServerError: of ``CLASSIFY_ERRORS``; with ``wanted.task``, what goes wrong with it too.
+    """
+    texts: list[Any] = wanted.pairs if wanted.texts is None else wanted.texts  # type: ignore[assignment]
+    _check_sizes(texts, service.settings)
+    names = _names(wanted, service.registry, caller)
+    if len(names) > service.settings.max_tasks_per_call:
+        raise errors.TooManyTasksError(len(names), service.settings.max_tasks_per_call)
+    found = await service.engine.classify(names, texts, caller, _terms(wanted))
+    if wanted.task is not None:
+        _raise_first_error(found)
+    return Answered(found, classify_body(found, texts, wanted))
+
+
+def _terms(wanted: ClassifyRequest) -> Terms:
+    overlap_tokens = None if wanted.windows is None else wanted.windows.overlap_tokens
+    return Terms(wanted.truncation, overlap_tokens, wanted.raw_scores)
+
+
+def _check_sizes(texts: list[TextInput], settings: Settings) -> None:
+    if len(texts) > settings.max_client_batch_size:
+        raise errors.TooManyTextsError("texts", len(texts), settings.max_client_batch_size)
+    for index, text in enumerate(texts):
+        chars = len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
+        if chars > settings.max_text_chars:
+            raise errors.TextTooLongError(index, chars, settings.max_text_chars)
+
+
+def _names(wanted: ClassifyRequest, registry: Registry, caller: Caller) -> list[str]:
+    """The tasks asked for, once each; ``*`` becomes the caller's that read what was sent."""
+    asked = [wanted.task] if wanted.task is not None else wanted.tasks or []
+    names: dict[str, None] = {}
+    for name in asked:
+        if name == EVERY_TASK and wanted.task is None:
+            reads_pairs = wanted.pairs is not None
+            names.update(
+                (version.task, None)
+                for version in registry.active()
+                if version.pair == reads_pairs and caller.rights.covers(version.task)
+            )
+        else:
+            names[name] = None
+    return list(names)
+
+
+def _raise_first_error(found: Classified) -> None:
+    for column in found.columns:
+        for error in (column.error, *(outcome.error for outcome in column.outcomes)):
+            if error is not None:
+                raise error
