@@ -7,7 +7,7 @@ const BASE = new URL("../", import.meta.url);
 const KEY = "labelmux-key";
 
 /** A refusal: the fields of the server's error body, or code "unreachable". */
-export class ApiError extends Error {
+class ApiError extends Error {
   constructor(status, code, message, requestId = null) {
     super(message);
     Object.assign(this, { name: "ApiError", status, code, requestId });
