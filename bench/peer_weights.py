@@ -121,7 +121,8 @@ def make_adapter(loaded: LoadedEncoder, labels: int, seed: int, texts: Sequence[
     }
     return Assembly(
         loaded=loaded,
-        sizes=sizes,
+        method="ytuning",
+        sizes=sizes.to_mapping(),
         labels=labels_of(labels),
         tensors=tensors,
         max_tokens=256,

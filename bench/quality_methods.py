@@ -21,10 +21,11 @@ from labelmux_adapters.files import Adapter
 from labelmux_encoder.weights import LoadedEncoder, load_encoder, read_checkpoint
 from labelmux_training.features import FeatureCache, Features
 from labelmux_training.metrics import Ids
+from labelmux_training.options import TrainOptions
 from labelmux_training.probe import fit_probe
 from labelmux_training.serving import serve_texts
 from labelmux_training.settings import TrainerSettings
-from labelmux_training.train import TrainOptions, train
+from labelmux_training.train import train
 from meter import Meter
 
 _FP32_BYTES = 4

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from labelmux_adapters.kinds import TaskKind
+from labelmux_adapters.kinds import Pooling, TaskKind
 from labelmux_cli.bars import Bars
 from labelmux_cli.connection import AsJson
 from labelmux_cli.errors import UsageError
@@ -29,7 +29,7 @@ from labelmux_cli.labelled import (
     print_metrics,
 )
 from labelmux_cli.output import print_json, print_line, reported, size
-from labelmux_training.settings import TrainerSettings
+from labelmux_training.settings import METHOD_NAMES, TrainerSettings, settings_for
 
 if TYPE_CHECKING:
     from labelmux_training.metrics import AnyMetrics
@@ -42,6 +42,7 @@ _FILES = "Files"
 #: By the name of the trainer's setting.
 _LEARNING_HELP = {
     "epochs": "Most passes over the rows.",
+    "least_steps": "Few rows are seen more often in an epoch, to make so many steps in all.",
     "batch_rows": "Rows a step.",
     "learning_rate": "At its peak.",
     "weight_decay": "Pull of the weights towards 0.",
@@ -53,6 +54,7 @@ _LEARNING_HELP = {
     "dropout": "Share of values that a step leaves out.",
     "token_dropout": "Share of a text's tokens that a step leaves out.",
     "label_start": "What label vectors start from.",
+    "precision": "Of the encoder's products; auto: bfloat16 where that is faster.",
     "patience": "Epochs without a better dev score before it stops; 0: never.",
     "seed": "The same seed gives the same file.",
 }
@@ -124,26 +126,82 @@ def _train(
             "--max-tokens", metavar="N", min=4, help="Where texts are cut; 256 if left out."
         ),
     ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            metavar="|".join(METHOD_NAMES),
+            help="How the adapter works. All but ytuning and linear send gradients through the "
+            "encoder, which takes longer, and their rows cost a pass each.",
+        ),
+    ] = "ytuning",
     width: Annotated[
         int | None,
         typer.Option(
             "--width",
             metavar="N",
             min=1,
-            help="The widest within 2 % of the encoder's parameters if left out.",
+            help="Of ytuning: the widest within 2 % of the encoder's parameters if left out.",
             rich_help_panel=_SIZES,
         ),
     ] = None,
     heads: Annotated[
         int | None,
         typer.Option(
-            "--heads", metavar="N", min=1, help="Chosen if left out.", rich_help_panel=_SIZES
+            "--heads",
+            metavar="N",
+            min=1,
+            help="Of ytuning; chosen if left out.",
+            rich_help_panel=_SIZES,
         ),
     ] = None,
     ffn: Annotated[
         int | None,
         typer.Option(
-            "--ffn", metavar="N", min=1, help="Chosen if left out.", rich_help_panel=_SIZES
+            "--ffn",
+            metavar="N",
+            min=1,
+            help="Of ytuning; chosen if left out.",
+            rich_help_panel=_SIZES,
+        ),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            "--rank",
+            metavar="N",
+            min=0,
+            help="Of lora and unipelt: 8 if left out; 0 leaves the low-rank maps of unipelt out.",
+            rich_help_panel=_SIZES,
+        ),
+    ] = None,
+    prefix: Annotated[
+        int | None,
+        typer.Option(
+            "--prefix",
+            metavar="N",
+            min=1,
+            help="Keys and values of prefix and unipelt; 10 if left out.",
+            rich_help_panel=_SIZES,
+        ),
+    ] = None,
+    bottleneck: Annotated[
+        int | None,
+        typer.Option(
+            "--bottleneck",
+            metavar="N",
+            min=1,
+            help="Width, of bottleneck and unipelt; 48 if left out.",
+            rich_help_panel=_SIZES,
+        ),
+    ] = None,
+    pooling: Annotated[
+        Pooling | None,
+        typer.Option(
+            "--pooling",
+            help="What a linear head reads of a text: the mean of its tokens if left out, or the "
+            "first; for methods other than ytuning.",
+            rich_help_panel=_SIZES,
         ),
     ] = None,
     report: Annotated[
@@ -185,10 +243,19 @@ def _train(
       labelmux train --task spam --train train.csv --dev dev.csv --probe
       labelmux train --task moods --train moods.csv --kind multi_label
       labelmux train --task names --train names.conll
+      labelmux train --task spam --train train.csv --method pasta
     """
     card = _card(note or ())
+    sizes = {
+        "width": width,
+        "heads": heads,
+        "ffn": ffn,
+        "rank": rank,
+        "prefix": prefix,
+        "bottleneck": bottleneck,
+    }
     with Bars() as bars, needs_extra():
-        from labelmux_training.train import TrainOptions
+        from labelmux_training.options import TrainOptions
         from labelmux_training.train import train as run
 
         options = TrainOptions(
@@ -202,10 +269,10 @@ def _train(
             abstain_at_accuracy=abstain_at_accuracy,
             encoder=encoder,
             max_tokens=max_tokens,
-            width=width,
-            heads=heads,
-            ffn=ffn,
-            settings=TrainerSettings(**learning),
+            method=method,
+            sizes={name: size for name, size in sizes.items() if size is not None},
+            pooling=pooling,
+            settings=settings_for(method, **learning),
             probe=probe,
             cache_dir=cache_dir,
             report=report,
@@ -219,7 +286,7 @@ def _train(
 
 
 def _signature() -> inspect.Signature:
-    """The options above, and one for each setting of the trainer with the trainer's default."""
+    """The options above, and one for each setting of the trainer; the method has the defaults."""
     kinds = typing.get_type_hints(TrainerSettings)
     own = inspect.signature(_train, eval_str=True).parameters.values()
     kept = [item for item in own if item.kind is not inspect.Parameter.VAR_KEYWORD]
@@ -227,19 +294,21 @@ def _signature() -> inspect.Signature:
         inspect.Parameter(
             item.name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=item.default,
-            annotation=Annotated[kinds[item.name], _learning_option(item.name, kinds[item.name])],
+            default=None,
+            annotation=Annotated[kinds[item.name] | None, _learning_option(item, kinds[item.name])],
         )
         for item in dataclasses.fields(TrainerSettings)
     ]
     return inspect.Signature([*kept, *learning])
 
 
-def _learning_option(name: str, kind: Any) -> Any:
+def _learning_option(item: dataclasses.Field[Any], kind: Any) -> Any:
+    values = {getattr(settings_for(method), item.name) for method in METHOD_NAMES}
     return typer.Option(
-        "--" + name.replace("_", "-"),
+        "--" + item.name.replace("_", "-"),
         metavar={int: "N", float: "X"}.get(kind),
-        help=_LEARNING_HELP[name],
+        show_default=f"{item.default}" if len(values) == 1 else f"{item.default}, or by method",
+        help=_LEARNING_HELP[item.name],
         rich_help_panel=_LEARNING,
     )
 

@@ -125,7 +125,7 @@ def _choose(
     expected = plain(trial)
     fused = _fused_pass(config, tensors, device, trial, expected)
     fast: Pass = fused or plain
-    if wanted == "float32" or (wanted == "auto" and not _bfloat16_is_faster(config, device)):
+    if wanted == "float32" or (wanted == "auto" and not bfloat16_is_faster(config, device)):
         return fast, torch.float32
     short: Pass
     if device.type == "cuda":
@@ -179,7 +179,8 @@ def _least_cosine(found: Tensor, expected: Tensor) -> float:
     return cosines.min().item()
 
 
-def _bfloat16_is_faster(config: EncoderConfig, device: torch.device) -> bool:
+def bfloat16_is_faster(config: EncoderConfig, device: torch.device) -> bool:
+    """Whether products of this encoder's shape are worth rounding on this device."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     seconds: dict[torch.dtype, float] = {}

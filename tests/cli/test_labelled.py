@@ -138,6 +138,29 @@ def test_evaluate_counts_spans_and_labels_of_a_running_server(labelmux, server, 
         (["train", "--task", "x", "--train", "DATA", "--kind", "token"], 1, "is no list"),
         (["train", "--task", "x", "--train", "DATA", "--kind", "many"], 2, "--kind"),
         (["train", "--task", "x", "--train", "DATA", "--abstain-at-accuracy", "95"], 2, "0.95"),
+        (["train", "--task", "x", "--train", "DATA", "--method", "mix"], 2, "unipelt"),
+        (["train", "--task", "x", "--train", "DATA", "--rank", "4"], 2, "ytuning has no such"),
+        (["train", "--task", "x", "--train", "DATA", "--pooling", "first"], 2, "pooling"),
+        (
+            ["train", "--task", "x", "--train", "DATA", "--method", "pasta", "--width", "8"],
+            2,
+            "pasta has no such size",
+        ),
+        (
+            [
+                "train",
+                "--task",
+                "x",
+                "--train",
+                "DATA",
+                "--method",
+                "ia3",
+                "--token-dropout",
+                "0.1",
+            ],
+            2,
+            "token_dropout",
+        ),
         (["train", "--task", "x"], 2, "--train"),
     ],
 )
@@ -174,15 +197,15 @@ def test_inspect_does_not_read_a_file_that_is_far_too_large(labelmux, tmp_path):
     assert (done.code, done.json["error"]["code"]) == (1, "file_too_large")
 
 
-def test_every_setting_of_the_trainer_is_an_option_with_its_default(labelmux):
+def test_every_setting_of_the_trainer_is_an_option_and_the_method_has_its_default(labelmux):
     from labelmux_cli.train import _LEARNING_HELP, train
-    from labelmux_training.train import DEFAULT_MAX_TOKENS, TrainOptions
-    from labelmux_training.trainer import TrainerSettings
+    from labelmux_training.options import DEFAULT_MAX_TOKENS, TrainOptions
+    from labelmux_training.settings import TrainerSettings
 
     shown = {
         name: parameter.default for name, parameter in inspect.signature(train).parameters.items()
     }
-    settings = {item.name: item.default for item in dataclasses.fields(TrainerSettings)}
+    settings = {item.name: None for item in dataclasses.fields(TrainerSettings)}
     assert settings.items() <= shown.items()
     assert settings.keys() == _LEARNING_HELP.keys()
     for item in dataclasses.fields(TrainOptions):
@@ -191,6 +214,14 @@ def test_every_setting_of_the_trainer_is_an_option_with_its_default(labelmux):
     text = labelmux("train", "--help").out
     assert f"; {DEFAULT_MAX_TOKENS} if left out" in text
     assert "--label-start" in text
+    assert "0.0005, or by method" in " ".join(text.split())
+
+
+def test_the_command_names_the_methods_that_there_are():
+    from labelmux_adapters.methods import METHODS
+    from labelmux_training.settings import METHOD_NAMES
+
+    assert set(METHOD_NAMES) == set(METHODS)
 
 
 def test_settings_of_the_trainer_reach_it(labelmux, rows, monkeypatch):

@@ -12,8 +12,9 @@ import torch
 from transformers import BertConfig, BertModel
 
 from labelmux_encoder.weights import LoadedEncoder
+from labelmux_training.options import TrainOptions
 from labelmux_training.settings import TrainerSettings
-from labelmux_training.train import TrainOptions, TrainResult, train
+from labelmux_training.train import TrainResult, train
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -69,7 +70,7 @@ def topics(
         out=folder / "topics.safetensors",
         cache_dir=folder / "cache",
         settings=settings,
-        width=16,
+        sizes={"width": 16},
         probe=True,
         card={"data": "our own"},
     )

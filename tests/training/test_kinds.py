@@ -28,9 +28,10 @@ from labelmux_training.features import FeatureCache
 from labelmux_training.kinds import KINDS
 from labelmux_training.labels import choose_labels, label_flags, split_dev
 from labelmux_training.metrics import LabelMetrics, SpanMetrics, measure_labels, measure_spans
+from labelmux_training.options import TrainOptions
 from labelmux_training.serving import serve_texts
 from labelmux_training.settings import TrainerSettings
-from labelmux_training.train import TrainOptions, TrainResult, train
+from labelmux_training.train import TrainResult, train
 
 PLACES = ("coast", "country", "snow")
 MEALS = ("soup", "bread", "prize")
@@ -257,7 +258,7 @@ def trained(
         out=folder / "t.safetensors",
         cache_dir=folder / "cache",
         settings=SETTINGS,
-        width=16,
+        sizes={"width": 16},
         **options,  # type: ignore[arg-type]
     )
     return train(asked, encoder)

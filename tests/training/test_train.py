@@ -16,11 +16,12 @@ from labelmux_training.assemble import write_file
 from labelmux_training.data import Columns, read_rows
 from labelmux_training.errors import DataFileError, OptionsError, RowError, TooFewRowsError
 from labelmux_training.evaluate import evaluate
+from labelmux_training.options import TrainOptions
 from labelmux_training.progress import NoProgress
 from labelmux_training.serving import serve_texts
 from labelmux_training.settings import TrainerSettings
 from labelmux_training.sizes import choose_sizes, share
-from labelmux_training.train import TrainOptions, TrainResult, train
+from labelmux_training.train import TrainResult, train
 
 
 class Saying(NoProgress):
@@ -108,7 +109,7 @@ def options(topics_train: Path, tmp_path: Path, settings: TrainerSettings) -> Tr
         out=tmp_path / "made" / "topics.safetensors",
         cache_dir=tmp_path / "cache",
         settings=replace(settings, epochs=2),
-        width=8,
+        sizes={"width": 8},
     )
 
 
@@ -192,7 +193,7 @@ def test_too_few_texts_for_canaries_are_refused(
     [
         ({"max_tokens": 65}, "max_tokens"),
         ({"max_tokens": 2}, "max_tokens"),
-        ({"width": 7}, "width"),
+        ({"sizes": {"width": 7}}, "width"),
     ],
 )
 def test_impossible_options_are_named(

@@ -14,13 +14,11 @@ from torch import Tensor
 
 from labelmux_adapters.canaries import serve_logits
 from labelmux_adapters.files import Adapter, read_adapter, write_adapter
-from labelmux_adapters.kinds import TaskKind
+from labelmux_adapters.kinds import Pooling, TaskKind
 from labelmux_adapters.manifest import MAX_CANARY_LOGITS, Calibration, Canary, Manifest
-from labelmux_adapters.ytuning import YTuningSizes
 from labelmux_encoder.tokenizer import TextInput
 from labelmux_encoder.weights import LoadedEncoder
 from labelmux_training.errors import TooFewRowsError
-from labelmux_training.sizes import share
 
 #: Canaries in a file: as many as it may have where there are texts enough, at least four.
 _MOST_CANARIES, _FEWEST_CANARIES = 8, 4
@@ -39,7 +37,8 @@ class Assembly:
     """What goes into an adapter file. Values derived here come from the stored tensors."""
 
     loaded: LoadedEncoder
-    sizes: YTuningSizes
+    method: str
+    sizes: Mapping[str, int]
     labels: tuple[str, ...]
     tensors: Mapping[str, Tensor]
     max_tokens: int
@@ -50,6 +49,8 @@ class Assembly:
     #: The file they are from.
     path: Path
     kind: TaskKind = "single_label"
+    #: What a linear head reads of a text, if there is one.
+    pooling: Pooling | None = None
     calibration: Calibration = field(default_factory=Calibration)
 
     def calibrated(self, calibration: Calibration) -> Assembly:
@@ -75,21 +76,21 @@ class Assembly:
         self, canaries: tuple[Canary, ...], metrics: Mapping[str, float], card: Mapping[str, str]
     ) -> bytes:
         stored = {name: tensor.to(_STORED_AS) for name, tensor in self.tensors.items()}
+        values = sum(tensor.numel() for tensor in stored.values())
         manifest = Manifest(
             task_kind=self.kind,
             labels=self.labels,
-            method="ytuning",
-            sizes=self.sizes.to_mapping(),
+            method=self.method,
+            sizes=dict(self.sizes),
+            pooling=self.pooling,
             encoder=self.loaded.name,
             encoder_fingerprint=self.loaded.encoder.fingerprint,
             max_tokens=self.max_tokens,
             pair=self.pair,
             calibration=self.calibration,
             metrics={name: float(value) for name, value in metrics.items()},
-            parameters=sum(tensor.numel() for tensor in stored.values()),
-            parameter_share=share(
-                self.loaded, self.sizes, len(self.labels), tokens=self.kind == "token"
-            ),
+            parameters=values,
+            parameter_share=values / self.loaded.encoder.parameter_count,
             data_digest=self.data_digest,
             created_at=datetime.now(UTC).replace(microsecond=0),
             canaries=canaries,

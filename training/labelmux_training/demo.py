@@ -20,9 +20,10 @@ from labelmux_encoder.tokenizer import TextInput
 from labelmux_encoder.weights import LoadedEncoder, load_encoder
 from labelmux_training.assemble import write_file
 from labelmux_training.metrics import Metrics
+from labelmux_training.options import TrainOptions
 from labelmux_training.progress import NoProgress
 from labelmux_training.settings import TrainerSettings
-from labelmux_training.train import TrainOptions, TrainResult, train
+from labelmux_training.train import TrainResult, train
 
 
 @dataclass(frozen=True)

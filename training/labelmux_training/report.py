@@ -18,6 +18,7 @@ from labelmux_adapters.manifest import Calibration
 from labelmux_adapters.scores import DEFAULT_THRESHOLD, scores_of
 from labelmux_training.data import Dataset, Row
 from labelmux_training.kinds import Kind, Tokens
+from labelmux_training.loop import Epoch
 from labelmux_training.metrics import (
     BINS,
     AnyMetrics,
@@ -29,7 +30,6 @@ from labelmux_training.metrics import (
     reliability,
     span_counts,
 )
-from labelmux_training.trainer import Epoch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from labelmux_adapters.bank import Bank
+from labelmux_adapters.bank import Bank, Slot
 from labelmux_adapters.errors import ForeignEncoderError
 from labelmux_adapters.files import Adapter
 from labelmux_encoder.batch import pack_rows
-from labelmux_encoder.tokenizer import TextInput
+from labelmux_encoder.tokenizer import TextInput, TokenRow
 from labelmux_encoder.weights import LoadedEncoder
 from labelmux_training.features import Features, by_length
 from labelmux_training.kinds import Logits
@@ -40,7 +40,38 @@ class Served:
 
 def serve_features(adapter: Adapter, features: Features) -> list[Logits]:
     """Logits of all rows of cached features, in their order. Each [K] or [T, K]"""
-    return _serve(adapter, features.lengths.numpy(), features.packed, NoProgress())
+    bank = Bank()
+    slot = bank.add(adapter)
+    return _serve(bank, slot, features.lengths.numpy(), features.packed, NoProgress())
+
+
+def serve_tokens(
+    adapter: Adapter,
+    loaded: LoadedEncoder,
+    rows: Sequence[TokenRow],
+    progress: Progress | None = None,
+) -> list[Logits]:
+    """Logits of rows of tokens, in their order; nothing is cached. Each [K] or [T, K]
+
+    Raises:
+        ForeignEncoderError: the adapter belongs to another encoder.
+    """
+    expected, found = adapter.manifest.encoder_fingerprint, loaded.encoder.fingerprint
+    if expected != found:
+        raise ForeignEncoderError(expected, found)
+    bank = Bank.beside(loaded.encoder)
+    slot = bank.add(adapter)
+
+    def batch(indices: Sequence[int]) -> Tensor:
+        edits = bank.edits([slot.edit] * len(indices))
+        return loaded.encoder(pack_rows([rows[index] for index in indices]), edits)
+
+    progress = progress or NoProgress()
+    progress.start("classify", total=len(rows), unit="rows")
+    lengths = np.array([len(row.token_ids) for row in rows], dtype=np.int64)
+    logits = _serve(bank, slot, lengths, batch, progress)
+    progress.done()
+    return logits
 
 
 def serve_texts(
@@ -49,35 +80,19 @@ def serve_texts(
     texts: Sequence[TextInput],
     progress: Progress | None = None,
 ) -> Served:
-    """Logits of texts, in their order; nothing is cached.
-
-    Raises:
-        ForeignEncoderError: the adapter belongs to another encoder.
-    """
-    expected, found = adapter.manifest.encoder_fingerprint, loaded.encoder.fingerprint
-    if expected != found:
-        raise ForeignEncoderError(expected, found)
+    """Logits of texts, in their order; raises as ``serve_tokens`` does."""
     rows = loaded.tokenizer.encode(texts, adapter.manifest.max_tokens)
-
-    def batch(indices: Sequence[int]) -> Tensor:
-        return loaded.encoder(pack_rows([rows[index] for index in indices]))
-
-    progress = progress or NoProgress()
-    progress.start("classify", total=len(texts), unit="rows")
-    lengths = np.array([len(row.token_ids) for row in rows], dtype=np.int64)
-    logits = _serve(adapter, lengths, batch, progress)
-    progress.done()
+    logits = serve_tokens(adapter, loaded, rows, progress)
     return Served(logits, sum(row.truncated for row in rows))
 
 
 def _serve(
-    adapter: Adapter,
+    bank: Bank,
+    slot: Slot,
     lengths: npt.NDArray[np.int64],
     batch: Callable[[Sequence[int]], Tensor],
     progress: Progress,
 ) -> list[Logits]:
-    bank = Bank()
-    slot = bank.add(adapter)
     logits: list[Logits] = [np.empty(0, np.float32)] * len(lengths)
     for rows in by_length(lengths, _BATCH_TOKENS, _BATCH_ROWS):
         wanted = [(place, slot) for place in range(len(rows))]
