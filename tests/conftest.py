@@ -235,14 +235,30 @@ class ServerProcess:
         self._log.close()
 
 
-@pytest.fixture
-def start_server(tmp_path, tiny_encoder_folder) -> Iterator[Callable[..., ServerProcess]]:
+@contextlib.contextmanager
+def servers_on(folder: Path, encoder: Path) -> Iterator[Callable[..., ServerProcess]]:
     """A starter of real servers, all on one state folder; each is reaped."""
     with contextlib.ExitStack() as started:
 
         def start(*flags: str) -> ServerProcess:
-            server = ServerProcess(tmp_path, tiny_encoder_folder, *flags)
+            server = ServerProcess(folder, encoder, *flags)
             started.callback(server.close)
             return server.wait_ready()
 
+        yield start
+
+
+@pytest.fixture
+def start_server(tmp_path, tiny_encoder_folder) -> Iterator[Callable[..., ServerProcess]]:
+    """A starter of real servers for one test."""
+    with servers_on(tmp_path, tiny_encoder_folder) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def start_shared_server(
+    tmp_path_factory, tiny_encoder_folder
+) -> Iterator[Callable[..., ServerProcess]]:
+    """A starter of real servers for all tests of a file."""
+    with servers_on(tmp_path_factory.mktemp("shared"), tiny_encoder_folder) as start:
         yield start

@@ -7,15 +7,18 @@ folder synced. Nothing that a client names becomes a path.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import secrets
 from collections.abc import Set
 from pathlib import Path
 
+from labelmux_server.database import storage_faults
 from labelmux_server.errors import StateError
 
 DIGEST_PREFIX = "sha256:"
+_log = logging.getLogger(__name__)
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 
@@ -39,11 +42,19 @@ class Blobs:
         sync_folder(self._root.parent)
 
     def put(self, digest: str, data: bytes) -> None:
-        """Once this returns, the bytes survive a loss of power."""
+        """Once this returns, the bytes survive a loss of power.
+
+        Raises:
+            StorageError: they cannot be written; nothing of them is left.
+        """
         path = self._path(digest)
-        if not path.parent.is_dir():
-            path.parent.mkdir(exist_ok=True)
-            sync_folder(self._root)
+        with storage_faults():
+            if not path.parent.is_dir():
+                path.parent.mkdir(exist_ok=True)
+                sync_folder(self._root)
+            self._write(path, data)
+
+    def _write(self, path: Path, data: bytes) -> None:
         beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         try:
             with beside.open("wb") as file:
@@ -75,15 +86,24 @@ class Blobs:
         return self._path(digest).is_file()
 
     def remove(self, digest: str) -> None:
-        """Forget a file that no version needs any more."""
-        self._path(digest).unlink(missing_ok=True)
+        """Forget a file that no version needs any more.
+
+        Raises:
+            StorageError: it cannot be removed.
+        """
+        with storage_faults():
+            self._path(digest).unlink(missing_ok=True)
 
     def set_aside(self, digest: str) -> None:
-        """Move a damaged file out of the way, for people to look at."""
+        """Move a damaged file out of the way, for people to look at, if the disk lets us."""
         path = self._path(digest)
-        if path.is_file():
+        if not path.is_file():
+            return
+        try:
             self._quarantine.mkdir(exist_ok=True)
             path.replace(self._quarantine / path.name)
+        except OSError as error:
+            _log.error("adapter file %s stays where it is: %s", digest, error)
 
     def sweep(self, needed: Set[str]) -> list[str]:
         """Remove what no version needs: files of uploads that were never acknowledged."""

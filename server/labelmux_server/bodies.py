@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from labelmux_server.errors import (
+    BodyStalledError,
     BodyTooLargeError,
     CallerGoneError,
     InvalidJsonError,
@@ -28,6 +29,8 @@ JSON_TYPE = "application/json"
 BYTES_TYPE = "application/octet-stream"
 #: How long a call runs before anybody looks whether its caller is still there.
 _UNWATCHED_S = 0.02
+#: What must come of a body before the time for it begins anew.
+_PROGRESS_BYTES = 64 * 1024
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -35,7 +38,7 @@ async def read_json(request: Request, kind: type[Body], limit_bytes: int) -> Bod
     """The body as ``kind``.
 
     Raises:
-        MediaTypeError, BodyTooLargeError, InvalidJsonError, InvalidRequestError
+        MediaTypeError, BodyTooLargeError, BodyStalledError, InvalidJsonError, InvalidRequestError
     """
     found = media_type(request)
     if found != JSON_TYPE:
@@ -68,7 +71,7 @@ async def read_upload(request: Request, limit_bytes: int) -> bytes:
     """The body as it is.
 
     Raises:
-        MediaTypeError, UploadTooLargeError
+        MediaTypeError, UploadTooLargeError, BodyStalledError
     """
     found = media_type(request)
     if found not in ("", BYTES_TYPE):
@@ -130,12 +133,20 @@ async def _read(request: Request, limit_bytes: int, too_large: ServerError) -> b
     stated = request.headers.get("content-length", "")
     if stated.isdigit() and int(stated) > limit_bytes:
         raise too_large
-    data = bytearray()
+    stall_s = request.app.state.settings.stall_s
+    loop = asyncio.get_running_loop()
+    data, awaited = bytearray(), _PROGRESS_BYTES
     try:
-        async for chunk in request.stream():
-            data += chunk
-            if len(data) > limit_bytes:
-                raise too_large
+        async with asyncio.timeout(stall_s) as limit:
+            async for chunk in request.stream():
+                data += chunk
+                if len(data) > limit_bytes:
+                    raise too_large
+                if len(data) >= awaited:
+                    awaited = len(data) + _PROGRESS_BYTES
+                    limit.reschedule(loop.time() + stall_s)
+    except TimeoutError as error:
+        raise BodyStalledError(stall_s, _PROGRESS_BYTES) from error
     except ClientDisconnect as error:
         raise CallerGoneError from error
     return bytes(data)

@@ -10,11 +10,10 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-
-from sqlalchemy.exc import SQLAlchemyError
 
 from labelmux_adapters.canaries import check_canaries
 from labelmux_adapters.errors import AdapterError, ForeignEncoderError
@@ -25,6 +24,7 @@ from labelmux_server.errors import (
     DigestMismatchError,
     InvalidRequestError,
     NoPreviousVersionError,
+    StorageError,
     StoreFullError,
     TaskExistsError,
     VersionActiveError,
@@ -103,6 +103,7 @@ class Changes:
             AdapterError: the file is not whole, or does not belong here.
             BankFullError: adapters in use leave no room for it.
             StoreFullError: the server has all the tasks or adapters that it may have.
+            StorageError: the disk does not take it.
         """
         if create_only and task in self._registry:
             raise TaskExistsError(task)
@@ -258,9 +259,12 @@ class Changes:
                 else:
                     self._store.add_version(record, by)
                 self._registry.add(version)
-        except (OSError, SQLAlchemyError):
+        except StorageError:
             if not self._registry.names_digest(record.digest):
                 self._residency.forget(record.digest)
+                # On a full disk, the file of a refused upload would be in the way of a delete.
+                with suppress(StorageError):
+                    self._store.blobs.remove(record.digest)
             raise
         return Uploaded(version, created=not stored)
 

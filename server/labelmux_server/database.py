@@ -6,6 +6,10 @@ which SQLite's write-ahead log allows.
 
 from __future__ import annotations
 
+import errno
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,10 +19,11 @@ from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.schema import CreateColumn
 
-from labelmux_server.errors import StateError
+from labelmux_server.errors import DiskFullError, StateError, StorageError
 
 SCHEMA = "1"
 _NAME = "labelmux.sqlite"
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class _Base(DeclarativeBase):
@@ -99,14 +104,45 @@ def open_database(state_dir: Path) -> Engine:
         _create(engine, state_dir)
     except DatabaseError as error:
         engine.dispose()
-        raise StateError(
-            f"the database in {str(state_dir)!r} cannot be read ({error.orig}); restore it "
-            "from a backup, or start with another state folder"
-        ) from error
+        raise unreadable(state_dir, error.orig) from error
     except StateError:
         engine.dispose()
         raise
     return engine
+
+
+def unreadable(state_dir: Path, detail: object) -> StateError:
+    """What a start says of a database that is damaged."""
+    return StateError(
+        f"the database in {str(state_dir)!r} cannot be read ({detail}); restore it from a backup, "
+        "or start with another state folder"
+    )
+
+
+def check_whole(engine: Engine) -> None:
+    """Read every page of the database once.
+
+    Raises:
+        StorageError: one is missing or damaged.
+    """
+    with storage_faults(), engine.connect() as connection:
+        found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+        if found != "ok":
+            raise StorageError(found)
+
+
+@contextmanager
+def storage_faults() -> Iterator[None]:
+    """What the disk or SQLite fails with is a StorageError."""
+    try:
+        yield
+    except OSError as error:
+        kind = DiskFullError if error.errno in _FULL else StorageError
+        raise kind(error.strerror or error) from error
+    except DatabaseError as error:
+        code = getattr(error.orig, "sqlite_errorcode", 0)
+        kind = DiskFullError if code == sqlite3.SQLITE_FULL else StorageError
+        raise kind(error.orig) from error
 
 
 def now() -> str:

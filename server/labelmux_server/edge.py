@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from labelmux_adapters.errors import AdapterError
 from labelmux_server.error_shapes import error_answer
 from labelmux_server.errors import (
+    BodyStalledError,
     InternalError,
     InvalidRequestError,
     MethodNotAllowedError,
@@ -180,6 +181,8 @@ def add_error_handlers(app: FastAPI, metrics: Metrics) -> None:
 def _headers(error: BaseException) -> dict[str, str] | None:
     if isinstance(error, OverloadedError | RateLimitedError):
         return {"retry-after": str(error.retry_after_s)}
+    if isinstance(error, BodyStalledError):
+        return {"connection": "close"}
     if isinstance(error, UnauthorizedError):
         return {"www-authenticate": "Bearer"}
     return None

@@ -13,6 +13,8 @@ ServerError
 │   ├── TooManyTasksError         too many tasks in one call
 │   ├── TooManyTextsError         too many texts, or texts times tasks, in one call
 │   ├── TextTooLongError          one text has too many characters
+│   ├── HeadTooLargeError         path and headers are longer than the limit
+│   ├── BodyStalledError          the body comes too slowly
 │   ├── MediaTypeError            the content type is not the one that the route reads
 │   ├── DigestMismatchError       the body's SHA-256 is not the one that the header states
 │   ├── NeedsPairsError           the task reads two texts, the request has single ones
@@ -41,6 +43,8 @@ ServerError
 │   ├── RateLimitedError          the key was used more than it may be in a minute
 │   ├── BankFullError             adapters in use leave no room for another
 │   ├── StoreFullError            the server has all the tasks or adapters that it may have
+│   ├── StorageError              the state folder cannot be read or written
+│   │   └── DiskFullError         its disk is full
 │   ├── AdapterDamagedError       the adapter's file is damaged on this server's disk
 │   ├── NotReadyError             the server is still starting
 │   ├── DrainingError             the server is shutting down
@@ -141,6 +145,23 @@ class TextTooLongError(RequestError):
             f"text {index} has {found_chars} characters, at most {limit_chars}; shorten it",
             index=index,
             limit_chars=limit_chars,
+        )
+
+
+class HeadTooLargeError(RequestError):
+    """Path and headers are longer than the limit."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"path and headers are over {limit_bytes} bytes; send less in them")
+
+
+class BodyStalledError(RequestError):
+    """The body comes too slowly."""
+
+    def __init__(self, stall_s: float, progress_bytes: int) -> None:
+        super().__init__(
+            f"neither {progress_bytes} bytes nor the end of the body came within {stall_s:g} s; "
+            "send it again over a faster connection"
         )
 
 
@@ -399,6 +420,20 @@ class StoreFullError(UnavailableError):
             f"raise max_{what}",
             limit=limit,
         )
+
+
+class StorageError(UnavailableError):
+    """The state folder cannot be read or written; what was being done has changed nothing."""
+
+    def __init__(self, detail: object) -> None:
+        super().__init__(
+            f"the server cannot use its state folder ({detail}); nothing was changed, and what "
+            "serves serves on"
+        )
+
+
+class DiskFullError(StorageError):
+    """The state folder's disk is full."""
 
 
 class AdapterDamagedError(UnavailableError):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 from labelmux_adapters.canaries import check_fit
@@ -45,9 +47,24 @@ class Library:
             VersionNotFoundError: it was deleted meanwhile.
             AdapterDamagedError: its file is not what it was; it is in quarantine/ now.
         """
-        try:
+        with self._quarantining(version):
             adapter = read_adapter(self._store.blobs.read(version.digest), STORED)
             check_fit(adapter, self._encoder)
+        return adapter
+
+    def file(self, version: Version) -> bytes:
+        """The bytes of a version's file.
+
+        Raises:
+            VersionNotFoundError, AdapterDamagedError: as above.
+        """
+        with self._quarantining(version):
+            return self._store.blobs.read(version.digest)
+
+    @contextmanager
+    def _quarantining(self, version: Version) -> Iterator[None]:
+        try:
+            yield
         except (DamagedBlobError, AdapterError) as error:
             if not self._registry.names_digest(version.digest):
                 raise VersionNotFoundError(version.task, version.number) from error
@@ -55,4 +72,3 @@ class Library:
             if not isinstance(error.__cause__, OSError):
                 self._store.blobs.set_aside(version.digest)
             raise AdapterDamagedError(version.task, version.number, version.digest) from error
-        return adapter

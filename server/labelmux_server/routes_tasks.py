@@ -35,8 +35,12 @@ _After = Annotated[str, Query(description="Only tasks behind this name: the last
 _Limit = Annotated[int | None, Query(ge=1, description="At most so many.")]
 
 _MISSING = documented(
-    errors.TaskNotFoundError, errors.VersionNotFoundError, errors.InvalidRequestError
+    errors.TaskNotFoundError,
+    errors.VersionNotFoundError,
+    errors.InvalidRequestError,
+    errors.StorageError,
 )
+_CHANGING = {**_MISSING, **documented(errors.DiskFullError)}
 
 
 def _service(request: Request) -> Service:
@@ -109,6 +113,7 @@ async def task_history(request: Request, task: str) -> Response:
     responses={
         200: {"content": {"application/octet-stream": {}}, "description": "The adapter file."},
         **_MISSING,
+        **documented(errors.AdapterDamagedError),
     },
 )
 async def download_adapter(
@@ -117,7 +122,7 @@ async def download_adapter(
     """The adapter file of the active version, or of the one named."""
     service = _service(request)
     found = service.registry.get(task, version)
-    data = await asyncio.to_thread(service.store.blobs.read, found.digest)
+    data = await asyncio.to_thread(service.library.file, found)
     return Response(
         data,
         headers={
@@ -146,6 +151,9 @@ async def download_adapter(
             errors.RateLimitedError,
             errors.BankFullError,
             errors.StoreFullError,
+            errors.StorageError,
+            errors.DiskFullError,
+            errors.BodyStalledError,
             *ADAPTER_ERRORS,
         ),
     },
@@ -184,8 +192,13 @@ async def upload_adapter(request: Request, task: str) -> Response:
     response_model=ActivateAnswer,
     openapi_extra=body_of(ActivateRequest),
     responses={
-        **documented(errors.InvalidJsonError, errors.BodyTooLargeError, errors.MediaTypeError),
-        **_MISSING,
+        **documented(
+            errors.InvalidJsonError,
+            errors.BodyTooLargeError,
+            errors.BodyStalledError,
+            errors.MediaTypeError,
+        ),
+        **_CHANGING,
     },
 )
 async def activate_version(request: Request, task: str) -> Response:
@@ -203,7 +216,11 @@ async def activate_version(request: Request, task: str) -> Response:
     "/v1/tasks/{task}/rollback",
     response_model=ActivateAnswer,
     responses=documented(
-        errors.TaskNotFoundError, errors.NoPreviousVersionError, errors.InvalidRequestError
+        errors.TaskNotFoundError,
+        errors.NoPreviousVersionError,
+        errors.InvalidRequestError,
+        errors.StorageError,
+        errors.DiskFullError,
     ),
 )
 async def rollback_task(request: Request, task: str) -> Response:
@@ -213,7 +230,7 @@ async def rollback_task(request: Request, task: str) -> Response:
     return json_answer(active_body(version))
 
 
-@admin_router.delete("/v1/tasks/{task}", status_code=204, responses=_MISSING)
+@admin_router.delete("/v1/tasks/{task}", status_code=204, responses=_CHANGING)
 async def delete_task(request: Request, task: str) -> Response:
     """Delete a task with all its versions."""
     by = _caller(request).key
@@ -224,7 +241,7 @@ async def delete_task(request: Request, task: str) -> Response:
 @admin_router.delete(
     "/v1/tasks/{task}/versions/{version}",
     status_code=204,
-    responses={**_MISSING, **documented(errors.VersionActiveError)},
+    responses={**_CHANGING, **documented(errors.VersionActiveError)},
 )
 async def delete_version(request: Request, task: str, version: Number) -> Response:
     """Delete one version that is not active."""

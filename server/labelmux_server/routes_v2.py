@@ -200,6 +200,7 @@ async def v2_infer_version(request: Request, task: str, version: Number) -> Resp
     openapi_extra=body_of(IndexRequest),
     responses=documented(
         errors.BodyTooLargeError,
+        errors.BodyStalledError,
         errors.InvalidJsonError,
         errors.InvalidRequestError,
         body=V2Error,

@@ -7,12 +7,15 @@ On the signal, ready turns false; after ``shutdown_delay_s`` the port closes; ru
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -20,6 +23,7 @@ from fastapi import FastAPI
 from labelmux_encoder.weights import load_encoder
 from labelmux_server import logs
 from labelmux_server.app import create_app
+from labelmux_server.connections import Connection
 from labelmux_server.errors import SettingsError
 from labelmux_server.keyring import Access, check_exposure
 from labelmux_server.settings import Settings
@@ -55,6 +59,7 @@ def serve(settings: Settings, announce: Announce | None = None) -> None:
     """
     logs.configure(settings.log_format, settings.log_level)
     check_exposure(settings)
+    _allow_many_connections()
     with _bound(settings) as bound:
         app = create_app(
             settings, load_encoder(settings.encoder, device=settings.device, dtype=settings.dtype)
@@ -82,6 +87,7 @@ class _Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             lifespan="off",
+            http=_connection(settings),
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=settings.shutdown_grace_s,
         )
@@ -127,6 +133,19 @@ class _Server(uvicorn.Server):
 
     def _stop(self) -> None:
         self.should_exit = True
+
+
+def _connection(settings: Settings) -> type[asyncio.Protocol]:
+    made = functools.partial(
+        Connection, max_head_bytes=settings.max_head_bytes, stall_s=settings.stall_s
+    )
+    return cast("type[asyncio.Protocol]", made)
+
+
+def _allow_many_connections() -> None:
+    """Take all the handles that this process may have; shells often give 1,024 of them."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @contextmanager

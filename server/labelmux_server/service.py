@@ -17,7 +17,7 @@ from labelmux_server.batcher import Batcher, Limits
 from labelmux_server.caller import Caller
 from labelmux_server.changes import Changes, UploadLimits
 from labelmux_server.engine import Engine
-from labelmux_server.errors import OverloadedError
+from labelmux_server.errors import OverloadedError, StateError, StorageError
 from labelmux_server.feature_cache import FeatureCache
 from labelmux_server.keyring import Keyring
 from labelmux_server.keys import EVERY_RIGHT
@@ -64,7 +64,7 @@ class Service:
         self.store = store
         self.keyring = keyring
         self.rates = Rates(metrics)
-        library = Library(store, self.registry, loaded.encoder)
+        self.library = library = Library(store, self.registry, loaded.encoder)
         self.residency = Residency(
             self._bank, library.adapter, settings.max_resident_bytes, metrics
         )
@@ -125,7 +125,10 @@ class Service:
                 undo.callback(store.close)
                 keyring = Keyring(settings)
                 undo.callback(keyring.close)
-                service = cls(settings, encoder, metrics, store, keyring)
+                try:
+                    service = cls(settings, encoder, metrics, store, keyring)
+                except StorageError as error:
+                    raise StateError(str(error)) from error
                 service._replica = Replica(
                     encoder, service._bank, service.batcher, service._cache, metrics, loop
                 )

@@ -154,6 +154,17 @@ class Settings:
         ),
     )
     max_body_bytes: int = field(default=4_000_000, metadata=_about("Longest JSON body.", low=1))
+    max_head_bytes: int = field(
+        default=65_536, metadata=_about("Longest head of a request: its path and headers.", low=1)
+    )
+    stall_s: float = field(
+        default=30.0,
+        metadata=_about(
+            "Longest time for a head, for the next 64 KiB of a body, and for a caller to go on "
+            "reading its answer.",
+            low=0.001,
+        ),
+    )
     max_upload_bytes: int = field(
         default=64 * 1024 * 1024, metadata=_about("Longest adapter file.", low=1)
     )

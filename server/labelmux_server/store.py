@@ -1,5 +1,7 @@
 """Tasks, versions, the active pointer and the history, in SQLite; durable once a call returns.
 
+Every call may raise a StorageError; then it has changed nothing.
+
 Adapter bytes are in ``blobs``; a row here names a blob that is durable already. Version numbers of
 a task are never used twice, not even after it was deleted.
 """
@@ -7,6 +9,7 @@ a task are never used twice, not even after it was deleted.
 from __future__ import annotations
 
 import fcntl
+import logging
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,11 +28,16 @@ from labelmux_server.database import (
     ManifestRow,
     TaskRow,
     VersionRow,
+    check_whole,
     now,
     open_database,
+    storage_faults,
+    unreadable,
     when,
 )
-from labelmux_server.errors import StateError
+from labelmux_server.errors import StateError, StorageError
+
+_log = logging.getLogger(__name__)
 
 Action = Literal["upload", "activate", "rollback", "delete"]
 
@@ -83,9 +91,13 @@ class Store:
             raise StateError(f"state folder {str(state_dir)!r} cannot be used: {error}") from error
         try:
             self._engine = open_database(state_dir)
+            check_whole(self._engine)
         except StateError:
             self._lock.close()
             raise
+        except StorageError as error:
+            self.close()
+            raise unreadable(state_dir, error) from error
         sync_folder(state_dir)
 
     def close(self) -> None:
@@ -107,14 +119,14 @@ class Store:
         query = select(VersionRow, TaskRow.active).join(TaskRow, TaskRow.name == VersionRow.task)
         if task is not None:
             query = query.where(VersionRow.task == task)
-        with Session(self._engine) as session:
+        with self._reading() as session:
             rows = session.execute(query.order_by(VersionRow.task, VersionRow.number)).all()
             return [_version_record(row, active) for row, active in rows]
 
     def adapters(self) -> dict[str, AdapterRecord]:
         """Every adapter whose manifest is stored, by digest."""
         query = select(ManifestRow.digest, ManifestRow.encoder_fingerprint, ManifestRow.pair)
-        with Session(self._engine) as session:
+        with self._reading() as session:
             return {
                 digest: AdapterRecord(fingerprint, pair)
                 for digest, fingerprint, pair in session.execute(query)
@@ -122,7 +134,7 @@ class Store:
 
     def manifest(self, digest: str) -> str:
         """An adapter's manifest as its file carries it."""
-        with Session(self._engine) as session:
+        with self._reading() as session:
             return session.get_one(ManifestRow, digest).text
 
     def put_manifest(self, digest: str, manifest: Manifest) -> None:
@@ -146,7 +158,7 @@ class Store:
 
     def history(self, task: str) -> list[HistoryRecord]:
         """Every change to a task, oldest first; it outlives the task."""
-        with Session(self._engine) as session:
+        with self._reading() as session:
             query = select(HistoryRow).where(HistoryRow.task == task).order_by(HistoryRow.id)
             return [
                 HistoryRecord(when(row.at), row.action, row.version, row.digest, row.by)  # type: ignore[arg-type]
@@ -155,7 +167,7 @@ class Store:
 
     def next_number(self, task: str) -> int:
         """The number that the task's next version gets."""
-        with Session(self._engine) as session:
+        with self._reading() as session:
             query = select(func.max(HistoryRow.version)).where(HistoryRow.task == task)
             return (session.scalar(query) or 0) + 1
 
@@ -207,25 +219,38 @@ class Store:
 
     def count_versions(self) -> int:
         """How many versions there are, of all tasks."""
-        with Session(self._engine) as session:
+        with self._reading() as session:
             return session.scalar(select(func.count()).select_from(VersionRow)) or 0
 
     def needed_digests(self) -> set[str]:
         """The blobs that some version needs."""
-        with Session(self._engine) as session:
+        with self._reading() as session:
             return set(session.scalars(select(VersionRow.digest)))
 
     def _drop_unneeded(self, digests: set[str]) -> None:
-        for digest in digests - self.needed_digests():
-            self.blobs.remove(digest)
+        """The change is done by now: what cannot be removed is left for the next start's sweep."""
+        try:
+            for digest in digests - self.needed_digests():
+                self.blobs.remove(digest)
+        except StorageError as error:
+            _log.warning("adapter files that no version needs are left until a restart: %s", error)
 
     @contextmanager
     def _change(self) -> Iterator[Session]:
-        with Session(self._engine, expire_on_commit=False) as session, session.begin():
+        with (
+            storage_faults(),
+            Session(self._engine, expire_on_commit=False) as session,
+            session.begin(),
+        ):
+            yield session
+
+    @contextmanager
+    def _reading(self) -> Iterator[Session]:
+        with storage_faults(), Session(self._engine) as session:
             yield session
 
     def _fact(self, name: str) -> str | None:
-        with Session(self._engine) as session:
+        with self._reading() as session:
             found = session.get(FactRow, name)
             return None if found is None else found.value
 

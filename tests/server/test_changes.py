@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import OperationalError
 
 from labelmux_adapters.bank import Bank
 from labelmux_adapters.errors import AdapterError, CanaryMismatchError, ForeignEncoderError
@@ -15,6 +14,7 @@ from labelmux_server.changes import Changes, UploadLimits
 from labelmux_server.errors import (
     AdapterDamagedError,
     DigestMismatchError,
+    DiskFullError,
     NoPreviousVersionError,
     TaskExistsError,
     VersionActiveError,
@@ -132,18 +132,16 @@ def test_an_upload_that_fails_half_way_changes_nothing(
     before = (world.active(), world.store.versions(), world.bank.resident)
 
     def no_space(*_):
-        raise OSError(28, "no space left")
-
-    def no_database(*_):
-        raise OperationalError("insert", {}, Exception("disk I/O error"))
+        raise DiskFullError("no space left")
 
     if step == "blob":
         monkeypatch.setattr(world.store.blobs, "put", no_space)
     else:
-        monkeypatch.setattr(world.store, "add_version", no_database)
-    with pytest.raises((OSError, OperationalError)):
+        monkeypatch.setattr(world.store, "add_version", no_space)
+    with pytest.raises(DiskFullError):
         world.changes.upload("t", adapter_bytes(seed=1))
     assert (world.active(), world.store.versions(), world.bank.resident) == before
+    assert digest_of(adapter_bytes(seed=1)) not in world.store.blobs
     monkeypatch.undo()
     assert world.changes.upload("t", adapter_bytes(seed=1)).version.number == 2
 

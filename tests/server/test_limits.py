@@ -15,6 +15,7 @@ ELSEWHERE = {
     "max_resident_bytes": "test_residency",
     "max_requests_per_minute": "test_rates",
     "max_tokens_per_minute": "test_rates",
+    "max_head_bytes": "test_connections",
     "max_batch_tokens": "",
     "max_batch_rows": "",
     "max_wait_ms": "",

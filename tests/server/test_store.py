@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pytest
 
 from labelmux_server.blobs import Blobs, DamagedBlobError, digest_of
-from labelmux_server.errors import StateError
+from labelmux_server.errors import DiskFullError, StateError
 from labelmux_server.store import HistoryRecord, Store, VersionRecord, previous_active
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -160,7 +160,7 @@ def test_a_blob_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     digest = digest_of(b"data")
     (tmp_path / "blobs" / "sha256" / digest[7:9]).mkdir()
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(DiskFullError, match="no space"):
         blobs.put(digest, b"data")
     assert [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()] == []
 

@@ -146,6 +146,8 @@ class ServerFailureError(StatusError):
 #: Every code a server gives, and the class it is raised as.
 CODES: Mapping[str, type[StatusError]] = {
     "invalid_json": InvalidRequestError,
+    "body_stalled": InvalidRequestError,
+    "head_too_large": InvalidRequestError,
     "invalid_request": InvalidRequestError,
     "body_too_large": InvalidRequestError,
     "too_many_tasks": InvalidRequestError,
@@ -194,6 +196,8 @@ CODES: Mapping[str, type[StatusError]] = {
     "not_ready": NotReadyError,
     "draining": NotReadyError,
     "adapter_damaged": ServerFailureError,
+    "storage_failed": ServerFailureError,
+    "disk_full": ServerFailureError,
     "store_full": ServerFailureError,
     "bank_full": ServerFailureError,
     "internal": ServerFailureError,
