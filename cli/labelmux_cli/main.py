@@ -17,6 +17,7 @@ from labelmux_cli import keys, remote
 from labelmux_cli.classify import classify
 from labelmux_cli.errors import BROKEN_PIPE
 from labelmux_cli.evaluate import evaluate
+from labelmux_cli.import_peft import import_peft
 from labelmux_cli.inspect_file import inspect
 from labelmux_cli.output import print_line, quiet_stdout
 from labelmux_cli.serve import serve
@@ -30,7 +31,12 @@ app = typer.Typer(
 )
 
 _PANELS: dict[str, dict[str, Callable[..., None]]] = {
-    "Make": {"train": train, "evaluate": evaluate, "inspect": inspect},
+    "Make": {
+        "train": train,
+        "evaluate": evaluate,
+        "inspect": inspect,
+        "import-peft": import_peft,
+    },
     "Serve and ask": {"serve": serve, "tasks": remote.tasks, "classify": classify},
     "Change a running server": {
         "push": remote.push,

@@ -85,6 +85,18 @@ def read_checkpoint(source: str) -> tuple[EncoderConfig, dict[str, Tensor]]:
     return config, _select(str(folder), config, _read_state(folder, None))
 
 
+def read_rest(source: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a checkpoint holds besides its encoder: ``config.json`` as it is, and heads' tensors.
+
+    Takes and raises as ``load_encoder``.
+    """
+    folder = _locate(source)
+    raw = _read_json(folder / "config.json")
+    expected = expected_shapes(EncoderConfig.from_checkpoint(raw))
+    state = {name.removeprefix("deberta."): of for name, of in _read_state(folder, None).items()}
+    return raw, {name: tensor for name, tensor in state.items() if name not in expected}
+
+
 def bundled_folder() -> Path:
     """Where the encoder that ships with the package lies."""
     return Path(__file__).parent / "bundled"

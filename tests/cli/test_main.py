@@ -25,6 +25,7 @@ COMMANDS = [
     "download",
     "classify",
     "inspect",
+    "import-peft",
 ]
 
 

@@ -26,8 +26,6 @@ _MOST_CANARIES, _FEWEST_CANARIES = 8, 4
 _CANARY_CHARS = 200
 #: A manifest takes no longer canary than this.
 _LONGEST_CANARY_CHARS = 2000
-#: fp16 halves the file; on dev it changes no answer that we saw.
-_STORED_AS = torch.float16
 #: Of a canary's logits: far finer than any tolerance.
 _CANARY_DIGITS = 5
 
@@ -52,6 +50,8 @@ class Assembly:
     #: What a linear head reads of a text, if there is one.
     pooling: Pooling | None = None
     calibration: Calibration = field(default_factory=Calibration)
+    #: fp16 halves the file; on dev it changes no answer that we saw.
+    stored_as: torch.dtype = torch.float16
 
     def calibrated(self, calibration: Calibration) -> Assembly:
         """The same with another calibration."""
@@ -75,7 +75,7 @@ class Assembly:
     def _write(
         self, canaries: tuple[Canary, ...], metrics: Mapping[str, float], card: Mapping[str, str]
     ) -> bytes:
-        stored = {name: tensor.to(_STORED_AS) for name, tensor in self.tensors.items()}
+        stored = {name: tensor.to(self.stored_as) for name, tensor in self.tensors.items()}
         values = sum(tensor.numel() for tensor in stored.values())
         manifest = Manifest(
             task_kind=self.kind,

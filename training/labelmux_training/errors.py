@@ -7,6 +7,9 @@ TrainingError
 │   ├── RowError           one row is bad; names file and line
 │   ├── LabelsError        the labels cannot make a task
 │   └── TooFewRowsError    not enough rows to learn from
+├── PeftError              a PEFT adapter cannot become an adapter file
+│   ├── PeftFolderError    a file of its folder is missing or damaged
+│   └── PeftRefusedError   it has what an adapter file cannot carry; named
 ├── OptionsError           an option, or two together, make no sense
 └── CacheSpaceError        the features do not fit on the disk
 """
@@ -74,6 +77,26 @@ class TooFewRowsError(DataError):
         super().__init__(
             f"{path}: {found} {what}, at least {needed} are needed; add rows to the file"
         )
+
+
+class PeftError(TrainingError):
+    """A PEFT adapter cannot become an adapter file."""
+
+
+class PeftFolderError(PeftError):
+    """A file of the adapter's folder is missing, too large or damaged."""
+
+    def __init__(self, path: Path, problem: str, next_step: str) -> None:
+        self.path = path
+        super().__init__(f"{path}: {problem}; {next_step}")
+
+
+class PeftRefusedError(PeftError):
+    """The adapter has what an adapter file cannot carry; ``what`` is its name."""
+
+    def __init__(self, what: str, problem: str, next_step: str) -> None:
+        self.what = what
+        super().__init__(f"PEFT adapter: {what}: {problem}; {next_step}")
 
 
 class OptionsError(TrainingError):
