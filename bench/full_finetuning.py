@@ -25,8 +25,8 @@ from labelmux_training.metrics import Ids
 
 MAX_TOKENS = 128
 BATCH_ROWS = 32
-#: Few rows are seen more often: as many epochs as make so many steps, within these bounds.
-STEPS, FEWEST_EPOCHS, MOST_EPOCHS = 500, 3, 30
+#: Few rows are seen more often: as many epochs as make so many steps.
+STEPS, FEWEST_EPOCHS = 500, 3
 #: How often dev is looked at, about, where epochs are many.
 EVALUATIONS = 10
 HEAD_RATE = 1e-3
@@ -48,6 +48,11 @@ class FullSettings:
     seed: int = 13
     #: Products in bfloat16; weights and their updates stay in fp32.
     bfloat16: bool = True
+
+
+def epochs_for(rows: int) -> int:
+    """How often so many rows are seen."""
+    return max(FEWEST_EPOCHS, math.ceil(STEPS / math.ceil(rows / BATCH_ROWS)))
 
 
 def fit_full(
@@ -125,7 +130,7 @@ class _Run:
         self._gold = torch.from_numpy(train[1])
         self._random = np.random.default_rng(settings.seed)
         steps = math.ceil(len(self._train) / BATCH_ROWS)
-        self._epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(STEPS / steps)))
+        self._epochs = epochs_for(len(self._train))
         self._steps = self._epochs * steps
         self._optimiser = torch.optim.AdamW(
             [

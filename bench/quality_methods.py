@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from full_finetuning import MAX_TOKENS, FullSettings, fit_full
+from full_finetuning import EVALUATIONS, MAX_TOKENS, STEPS, FullSettings, epochs_for, fit_full
 from labelled_sets import Split
 from labelmux_adapters.files import Adapter
 from labelmux_encoder.weights import LoadedEncoder, load_encoder, read_checkpoint
@@ -24,7 +25,7 @@ from labelmux_training.metrics import Ids
 from labelmux_training.options import TrainOptions
 from labelmux_training.probe import fit_probe
 from labelmux_training.serving import serve_texts
-from labelmux_training.settings import TrainerSettings
+from labelmux_training.settings import TrainerSettings, settings_for
 from labelmux_training.train import train
 from meter import Meter
 
@@ -141,12 +142,29 @@ def _layer(features: Features, layer: int) -> Features:
     return replace(features, values=values, states=1)
 
 
-def _ytuning(problem: Problem, learning_rate: float, seed: int) -> Outcome:
-    return _adapter(problem, TrainerSettings(learning_rate=learning_rate, seed=seed))
+@dataclass(frozen=True)
+class _Adapter:
+    """What ``labelmux train`` makes, scored from its file by the path that serves requests."""
+
+    method: str
+    #: What is not among them is chosen.
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    def __call__(self, problem: Problem, learning_rate: float, seed: int) -> Outcome:
+        asked: dict[str, Any] = {
+            "learning_rate": learning_rate,
+            "seed": seed,
+            "least_steps": STEPS,
+        }
+        if self.method != "ytuning":  # steps as in full fine-tuning, which cost about as much
+            epochs = min(EVALUATIONS, epochs_for(len(problem.train)))
+            asked |= {"epochs": epochs, "patience": 0}
+        return _train(problem, self.method, self.sizes, settings_for(self.method, **asked))
 
 
-def _adapter(problem: Problem, settings: TrainerSettings) -> Outcome:
-    """As ``labelmux train`` makes it, scored from its file by the path that serves requests."""
+def _train(
+    problem: Problem, method: str, sizes: Mapping[str, int], settings: TrainerSettings
+) -> Outcome:
     loaded = load_encoder(problem.encoder, dtype="auto")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -157,6 +175,8 @@ def _adapter(problem: Problem, settings: TrainerSettings) -> Outcome:
             out=folder / "adapter.safetensors",
             labels=problem.labels,
             encoder=problem.encoder,
+            method=method,
+            sizes=sizes,
             max_tokens=min(MAX_TOKENS, loaded.encoder.config.max_tokens),
             settings=settings,
             cache_dir=folder,
@@ -197,7 +217,15 @@ def _written(split: Split, path: Path) -> Path:
 
 METHODS: Mapping[str, Method] = {
     "full": Method("full fine-tuning", (1e-4, 5e-5), _full),
-    "ytuning": Method("Y-Tuning", (5e-4, 1e-3), _ytuning),
+    "ytuning": Method("Y-Tuning", (5e-4, 1e-3), _Adapter("ytuning")),
     "probe": Method("linear probe", (), _probe),
     "best-layer": Method("probe of the best layer", (), _best_layer),
+    "pasta": Method("PASTA", (3e-3, 1e-2), _Adapter("pasta")),
+    "unipelt-apl": Method("UniPELT APL", (1e-3, 3e-3), _Adapter("unipelt")),
+    "unipelt-ap": Method("UniPELT AP", (1e-3, 3e-3), _Adapter("unipelt", {"rank": 0})),
+    "lora": Method("LoRA", (1e-3, 3e-3), _Adapter("lora")),
+    "prefix": Method("prefix", (1e-3, 3e-3), _Adapter("prefix")),
+    "bottleneck": Method("bottleneck", (1e-3, 3e-3), _Adapter("bottleneck")),
+    "bitfit": Method("BitFit", (3e-3, 1e-2), _Adapter("bitfit")),
+    "ia3": Method("(IA)³", (1e-2, 3e-2), _Adapter("ia3")),
 }

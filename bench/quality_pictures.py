@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 
 from quality_methods import METHODS
 from quality_plan import TABLES
-from quality_summary import Results, columns, common_sets
+from quality_summary import EDITS, FEW, SIZE, Results, columns, largest_block
 
 _INK, _GRID = "#1f2933", "#dde3e9"
 _COLOURS = (
     *("#2563a8", "#c2410c", "#15803d", "#7e22ce", "#b91c1c", "#0f766e"),
-    *("#a16207", "#be185d", "#4d7c0f", "#4338ca", "#57534e"),
+    *("#a16207", "#be185d", "#4d7c0f", "#4338ca", "#57534e", "#0369a1"),
 )
 #: Labels keep this far apart, in points of text.
 _LINE_HEIGHT = 15.0
@@ -36,25 +36,24 @@ def draw(found: Results, folder: Path) -> None:
 
 def score_by_share(found: Results) -> Figure | None:
     """Mean score against the share of values that are trained, a point for each method."""
-    name = next((n for n in ("edits", "full-size") if n in TABLES and _any(found, n)), None)
-    if name is None:
-        return None
-    made = columns(found, name, TABLES[name].rows[-1])
-    sets = common_sets(*made.values())
-    if not sets:
+    name = next((n for n in (EDITS, SIZE) if any(cell.table == n for cell in found)), None)
+    made = columns(found, name, TABLES[name].rows[-1]) if name else {}
+    sets = largest_block(made.values())
+    if not sets or name is None:
         return None
     points = {
         method: (100 * column.mean("share", sets), column.points(sets))
         for method, column in made.items()
+        if column.covers(sets)
     }
-    figure, axes = _axes(
-        f"mean test score of {len(sets)} sets, up to {TABLES[name].rows[-1]:,} rows"
-    )
+    figure, axes = _axes(f"mean test score of {_named(sets)}; up to {TABLES[name].rows[-1]:,} rows")
     axes.set_xscale("log")
     axes.set_xlabel("trained values, % of the encoder's")
     for method, (share, score) in points.items():
         axes.plot(share, score, "o", color=_colour(method), markersize=8)
-    axes.margins(x=0.25, y=0.15)
+    axes.margins(y=0.15)
+    shares = [share for share, _ in points.values()]
+    axes.set_xlim(min(shares) / 2, 4 * max(shares))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     _name_points(figure, axes, points)
     return figure
@@ -62,13 +61,12 @@ def score_by_share(found: Results) -> Figure | None:
 
 def score_by_rows(found: Results) -> Figure | None:
     """Mean score against the number of training rows, a line for each method."""
-    name = "few-rows"
+    name = FEW
     by_rows = {rows: columns(found, name, rows) for rows in TABLES[name].rows}
-    every = [column for made in by_rows.values() for column in made.values()]
-    sets = common_sets(*every) if every else []
+    sets = largest_block(column for made in by_rows.values() for column in made.values())
     if not sets:
         return None
-    figure, axes = _axes(f"mean test score of {len(sets)} sets")
+    figure, axes = _axes(f"mean test score of {_named(sets)}")
     axes.set_xscale("log")
     axes.set_xlabel("training rows")
     axes.set_xticks(list(by_rows), [f"{rows:,}" for rows in by_rows])
@@ -76,7 +74,9 @@ def score_by_rows(found: Results) -> Figure | None:
     ends = {}
     for method in TABLES[name].methods:
         line = [
-            (rows, made[method].points(sets)) for rows, made in by_rows.items() if method in made
+            (rows, made[method].points(sets))
+            for rows, made in by_rows.items()
+            if method in made and made[method].covers(sets)
         ]
         if line:
             axes.plot(*zip(*line, strict=True), "o-", color=_colour(method), linewidth=2)
@@ -86,8 +86,8 @@ def score_by_rows(found: Results) -> Figure | None:
     return figure
 
 
-def _any(found: Results, name: str) -> bool:
-    return any(cell.table == name for cell in found)
+def _named(sets: Sequence[str]) -> str:
+    return f"{len(sets)} sets" if len(sets) > 4 else ", ".join(sets)
 
 
 def _axes(title: str) -> tuple[Figure, Axes]:

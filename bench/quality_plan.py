@@ -24,18 +24,23 @@ SIX_SETS = ("trec", "sst2", "emotion", "banking77", "rte", "mrpc")
 class Table:
     """Which methods are compared on which sets, and by how many rows."""
 
-    title: str
     sets: tuple[str, ...]
     methods: tuple[str, ...]
     #: Training rows, at most.
     rows: tuple[int, ...]
 
 
+UNIPELT = ("unipelt-apl", "unipelt-ap")
+#: Of UniPELT, each on its own.
+PARTS = ("lora", "bottleneck", "prefix")
 TABLES: Mapping[str, Table] = {
-    "full-size": Table(
-        "up to 7,000 rows", TEN_SETS, ("probe", "best-layer", "ytuning", "full"), (7000,)
+    "full-size": Table(TEN_SETS, ("probe", "best-layer", "ytuning", "full"), (7000,)),
+    "edits": Table(
+        SIX_SETS,
+        ("probe", "ytuning", "pasta", *UNIPELT, *PARTS, "bitfit", "ia3", "full"),
+        (3000,),
     ),
-    "few-rows": Table("few rows", SIX_SETS, ("probe", "ytuning", "full"), (100, 500, 1000)),
+    "few-rows": Table(SIX_SETS, ("probe", "ytuning", *UNIPELT, *PARTS, "full"), (100, 500, 1000)),
 }
 
 

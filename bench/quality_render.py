@@ -13,14 +13,15 @@ from quality_plan import SEEDS, TABLES, Line
 from quality_summary import (
     BEST_LAYER,
     FULL,
+    SIZE,
     YTUNING,
     Column,
     Result,
     Results,
     bars,
     columns,
-    common_sets,
     gaps,
+    largest_block,
     ratio,
     results,
 )
@@ -28,7 +29,7 @@ from quality_summary import (
 PAGE = "quality.md"
 _MIB = 2**20
 #: The table and the rows whose layers are shown.
-_LAYERS_OF = ("full-size", 7000)
+_LAYERS_OF = (SIZE, TABLES[SIZE].rows[0])
 
 
 def render(lines: Sequence[Line], folder: Path) -> None:
@@ -96,13 +97,13 @@ def _percents(result: Result, bold: bool) -> list[str]:
 
 def _scores(made: dict[str, Column], name: str) -> str:
     sets = [each for each in TABLES[name].sets if any(each in c.by_set for c in made.values())]
-    everywhere = common_sets(*made.values())
-    mean = "mean" if len(everywhere) == len(sets) else f"mean of {', '.join(everywhere)}"
+    block = largest_block(made.values())
+    mean = "mean" if len(block) == len(sets) else f"mean of {', '.join(block)}"
     rows = (
         (
             METHODS[column.method].title,
             *(_shown(column.by_set.get(each)) for each in sets),
-            f"{column.points(everywhere):.1f}" if everywhere else "",
+            f"{column.points(block):.1f}" if column.covers(block) else "",
         )
         for column in made.values()
     )
@@ -118,15 +119,15 @@ def _shown(result: Result | None) -> str:
 
 
 def _costs(made: dict[str, Column]) -> str:
-    """Means over the sets that all methods have; ratios over those shared with full fine-tuning."""
+    """Means over the sets of the table's means; ratios over those shared with full fine-tuning."""
     header = (
         "method",
         *("tunable values", "share", "training, core-seconds", "peak MiB", "file MB"),
         *("score over full", "training over full"),
     )
-    sets = common_sets(*made.values())
-    full = made.get(FULL)
-    return table(header, (list(_cost(column, full, sets)) for column in made.values()))
+    sets, full = largest_block(made.values()), made.get(FULL)
+    covering = [column for column in made.values() if column.covers(sets)]
+    return table(header, (list(_cost(column, full, sets)) for column in covering))
 
 
 def _cost(column: Column, full: Column | None, sets: Sequence[str]) -> Iterator[object]:

@@ -9,9 +9,21 @@ from dataclasses import dataclass
 
 from figures import Bar
 from quality_methods import METHODS
-from quality_plan import SEEDS, TABLES, Cell, Line, Run, cells, chosen_rate, learning_rates
+from quality_plan import (
+    PARTS,
+    SEEDS,
+    TABLES,
+    UNIPELT,
+    Cell,
+    Line,
+    Run,
+    cells,
+    chosen_rate,
+    learning_rates,
+)
 
-FULL, YTUNING, PROBE, BEST_LAYER = "full", "ytuning", "probe", "best-layer"
+FULL, YTUNING, PROBE, BEST_LAYER, PASTA = "full", "ytuning", "probe", "best-layer", "pasta"
+SIZE, EDITS, FEW = "full-size", "edits", "few-rows"
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,10 @@ class Column:
     method: str
     by_set: Mapping[str, Result]
 
+    def covers(self, sets: Iterable[str]) -> bool:
+        """Whether it has a result on each."""
+        return all(each in self.by_set for each in sets)
+
     def mean(self, name: str, sets: Iterable[str]) -> float:
         """Mean over these sets of a figure; nan without any."""
         return _mean(self.by_set[each].mean(name) for each in sets)
@@ -94,7 +110,17 @@ def columns(found: Results, table: str, rows: int) -> dict[str, Column]:
 def common_sets(*compared: Column) -> list[str]:
     """The sets on which all of them have a result."""
     first, *others = compared
-    return [each for each in first.by_set if all(each in other.by_set for other in others)]
+    return [each for each in first.by_set if all(other.covers([each]) for other in others)]
+
+
+def largest_block(compared: Iterable[Column]) -> list[str]:
+    """The sets of one of them, so that sets times the columns that have them all is largest."""
+    found = list(compared)
+
+    def size(sets: Sequence[str]) -> int:
+        return len(sets) * sum(column.covers(sets) for column in found)
+
+    return max((list(column.by_set) for column in found), key=size, default=[])
 
 
 def ratio(column: Column, full: Column, name: str = "test") -> float:
@@ -107,16 +133,20 @@ def ratio(column: Column, full: Column, name: str = "test") -> float:
 
 def bars(found: Results) -> list[Bar]:
     """What the papers claim, as far as there are results to hold it against."""
-    return [*_ytuning_bars(found), *_probe_bars(found)]
+    return [
+        *_ytuning_bars(found),
+        *_pasta_bars(found),
+        *(bar for rows in TABLES[FEW].rows for bar in _few_rows_bars(found, rows)),
+    ]
 
 
 def _ytuning_bars(found: Results) -> list[Bar]:
-    made = columns(found, "full-size", 7000)
+    made = columns(found, SIZE, TABLES[SIZE].rows[0])
     if not {YTUNING, FULL} <= made.keys():
         return []
     ours, full = made[YTUNING], made[FULL]
     sets = common_sets(ours, full)
-    of = f"Y-Tuning, {len(sets)} sets:"
+    of = f"Y-Tuning, {_counted(sets)}:"
     largest = max(ours.by_set[each].mean("share") for each in sets)
     return [
         Bar(f"{of} score over full fine-tuning's, mean", ratio(ours, full), "at least", 0.96),
@@ -130,18 +160,48 @@ def _ytuning_bars(found: Results) -> list[Bar]:
     ]
 
 
-def _probe_bars(found: Results) -> list[Bar]:
-    """The readout against the probe where rows are few."""
-    made = []
-    for rows in TABLES["few-rows"].rows:
-        by_method = columns(found, "few-rows", rows)
-        if {YTUNING, PROBE} <= by_method.keys():
-            ours, probe = by_method[YTUNING], by_method[PROBE]
-            sets = common_sets(ours, probe)
-            ahead = ours.points(sets) - probe.points(sets)
-            what = f"Y-Tuning, {rows} rows, {len(sets)} sets: points ahead of the probe"
-            made.append(Bar(what, ahead, "at least", 0.0))
-    return made
+def _pasta_bars(found: Results) -> list[Bar]:
+    made = columns(found, EDITS, TABLES[EDITS].rows[0])
+    if not {PASTA, FULL} <= made.keys():
+        return []
+    behind, sets = _ahead(made[FULL], made[PASTA])
+    what = f"PASTA, {_counted(sets)}: points behind full fine-tuning, mean"
+    return [Bar(what, behind, "at most", 3.0)]
+
+
+def _few_rows_bars(found: Results, rows: int) -> list[Bar]:
+    """The readout against the probe, and UniPELT against its parts and full fine-tuning."""
+    made = columns(found, FEW, rows)
+    bars = []
+    if {YTUNING, PROBE} <= made.keys():
+        ahead, sets = _ahead(made[YTUNING], made[PROBE])
+        what = f"Y-Tuning, {rows} rows, {_counted(sets)}: points ahead of the probe, mean"
+        bars.append(Bar(what, ahead, "at least", 0.0))
+    parts = [made[method] for method in PARTS if method in made]
+    for method in (method for method in UNIPELT if method in made and parts):
+        of = f"{METHODS[method].title}, {rows} rows"
+        sets = common_sets(made[method], *parts)
+        best = max(parts, key=lambda part: part.points(sets))
+        ahead = made[method].points(sets) - best.points(sets)
+        what = (
+            f"{of}, {_counted(sets)}: points ahead of {METHODS[best.method].title}, its best part"
+        )
+        bars.append(Bar(what, ahead, "at least", 0.0))
+        if FULL in made:
+            ahead, sets = _ahead(made[method], made[FULL])
+            what = f"{of}, {_counted(sets)}: points ahead of full fine-tuning, mean"
+            bars.append(Bar(what, ahead, "at least", None))
+    return bars
+
+
+def _ahead(one: Column, other: Column) -> tuple[float, list[str]]:
+    """Mean points by which one is ahead of the other, and on which sets."""
+    sets = common_sets(one, other)
+    return one.points(sets) - other.points(sets), sets
+
+
+def _counted(sets: Sequence[str]) -> str:
+    return f"{len(sets)} set{'s' * (len(sets) != 1)}"
 
 
 def gaps(found: Results, table: str) -> list[str]:

@@ -154,7 +154,7 @@ def test_a_result_is_the_mean_over_seeds_of_the_chosen_rate_alone(
     assert (found.tried, found.rates) == (2, len(plan.learning_rates(cell)))
 
 
-def full_size(plan: ModuleType, **test: float) -> list[dict[str, Any]]:
+def table(plan: ModuleType, name: str, rows: int, **test: float) -> list[dict[str, Any]]:
     return [
         line(
             cell,
@@ -163,19 +163,45 @@ def full_size(plan: ModuleType, **test: float) -> list[dict[str, Any]]:
             test=test[cell.method],
             core_seconds=30.0 if cell.method == "full" else 6.0,
         )
-        for cell in plan.cells("full-size")
+        for cell in plan.cells(name)
         for seed in plan.SEEDS
-        if cell.method in test
+        if cell.method in test and cell.rows == rows
     ]
 
 
+def full_size(plan: ModuleType, **test: float) -> list[dict[str, Any]]:
+    return table(plan, "full-size", 7000, **test)
+
+
 def test_the_bars_say_whether_a_claim_holds(plan: ModuleType, summary: ModuleType) -> None:
-    score, share, time = summary.bars(
-        summary.results(full_size(plan, probe=0.5, ytuning=0.76, full=0.8))
-    )
+    lines = [
+        *full_size(plan, probe=0.5, ytuning=0.76, full=0.8),
+        *table(plan, "edits", 3000, pasta=0.775, full=0.8),
+        *table(plan, "few-rows", 100, probe=0.5, ytuning=0.49, **{"unipelt-apl": 0.7}),
+        *table(plan, "few-rows", 100, lora=0.65, prefix=0.71, full=0.6),
+    ]
+    score, share, time, pasta, few, part, full = summary.bars(summary.results(lines))
+    assert (pasta.value, pasta.verdict) == (pytest.approx(2.5), "met")
+    assert (few.value, few.verdict) == (pytest.approx(-1.0), "MISSED")
+    assert (part.value, part.verdict) == (pytest.approx(-1.0), "MISSED")
+    assert "prefix, its best part" in part.what
+    assert (full.value, full.verdict) == (pytest.approx(10.0), "-")
     assert (score.value, score.verdict) == (pytest.approx(0.95), "MISSED")
     assert (share.value, share.verdict) == (pytest.approx(0.01), "met")
     assert (time.value, time.verdict) == (pytest.approx(0.2), "met")
+
+
+def test_methods_are_compared_on_the_sets_that_most_of_them_have(
+    plan: ModuleType, summary: ModuleType
+) -> None:
+    lines = [
+        *table(plan, "edits", 3000, pasta=0.7, full=0.8),
+        *(each for each in table(plan, "edits", 3000, lora=0.7) if each["set"] == "trec"),
+    ]
+    made = summary.columns(summary.results(lines), "edits", 3000)
+    block = summary.largest_block(made.values())
+    assert block == list(plan.SIX_SETS)
+    assert [method for method, column in made.items() if column.covers(block)] == ["pasta", "full"]
 
 
 def test_a_table_says_what_is_missing_in_it(plan: ModuleType, render: ModuleType) -> None:
