@@ -148,8 +148,13 @@ def _ytuning_bars(found: Results) -> list[Bar]:
     sets = common_sets(ours, full)
     of = f"Y-Tuning, {_counted(sets)}:"
     largest = max(ours.by_set[each].mean("share") for each in sets)
+    ratios = {each: ours.by_set[each].points / full.by_set[each].points for each in sets}
+    worst = min(ratios, key=lambda each: ratios[each])
+    others = _mean(value for each, value in ratios.items() if each != worst)
     return [
         Bar(f"{of} score over full fine-tuning's, mean", ratio(ours, full), "at least", 0.96),
+        Bar(f"the same on {worst}, where it is least", ratios[worst], "at least", None),
+        Bar(f"the same, mean of the others than {worst}", others, "at least", None),
         Bar(f"{of} share of the parameters, largest", largest, "at most", 0.02),
         Bar(
             f"{of} training time over full fine-tuning's, mean",

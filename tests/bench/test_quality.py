@@ -180,12 +180,13 @@ def test_the_bars_say_whether_a_claim_holds(plan: ModuleType, summary: ModuleTyp
         *table(plan, "few-rows", 100, probe=0.5, ytuning=0.49, **{"unipelt-apl": 0.7}),
         *table(plan, "few-rows", 100, lora=0.65, prefix=0.71, full=0.6),
     ]
-    score, share, time, pasta, few, part, full = summary.bars(summary.results(lines))
+    score, _, others, share, time, pasta, few, part, full = summary.bars(summary.results(lines))
     assert (pasta.value, pasta.verdict) == (pytest.approx(2.5), "met")
     assert (few.value, few.verdict) == (pytest.approx(-1.0), "MISSED")
     assert (part.value, part.verdict) == (pytest.approx(-1.0), "MISSED")
     assert "prefix, its best part" in part.what
     assert (full.value, full.verdict) == (pytest.approx(10.0), "-")
+    assert (others.value, others.verdict) == (pytest.approx(0.95), "-")
     assert (score.value, score.verdict) == (pytest.approx(0.95), "MISSED")
     assert (share.value, share.verdict) == (pytest.approx(0.01), "met")
     assert (time.value, time.verdict) == (pytest.approx(0.2), "met")
