@@ -52,6 +52,8 @@ def create_app(settings: Settings, loaded: LoadedEncoder | None = None) -> FastA
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        # Spans and logs of the framework's own would carry what was sent.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.settings = settings

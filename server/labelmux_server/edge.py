@@ -31,7 +31,7 @@ from labelmux_server.errors import (
     ServerError,
     UnauthorizedError,
 )
-from labelmux_server.metrics import Metrics
+from labelmux_server.metrics import Metrics, Reading
 from labelmux_server.statuses import answer_for
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
@@ -58,7 +58,7 @@ class Edge:
         self._metrics = metrics
         self._max_in_flight = max_concurrent_requests
         self._in_flight = 0
-        metrics.watch_requests(lambda: self._in_flight)
+        metrics.watch(Reading("requests_in_flight", "Requests in work.", lambda: self._in_flight))
         self._direct = {place: self._calling(endpoint) for place, endpoint in direct.items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,6 +82,7 @@ class Edge:
             await self._choose(scope)(scope, receive, send_with_id)
         except Exception:  # noqa: BLE001 - the app's last handler
             _log.exception("request %s failed", request_id, extra={"request_id": request_id})
+            self._metrics.record_rejected(answer_for(InternalError).code)
             if not status:
                 response = error_answer(InternalError(), scope["path"], request_id)
                 await response(scope, receive, send_with_id)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from labelmux_encoder.tokenizer import TextInput, TokenRow
 from labelmux_server.batcher import Batcher
 from labelmux_server.caller import Caller
 from labelmux_server.errors import (
+    CallerGoneError,
     NeedsPairsError,
     NoRawScoresError,
     OverlapTooLongError,
@@ -28,7 +29,9 @@ from labelmux_server.errors import (
 from labelmux_server.metrics import Metrics
 from labelmux_server.registry import Registry, Version, parse_name
 from labelmux_server.residency import Hold, Residency
+from labelmux_server.statuses import answer_for
 from labelmux_server.submission import Row, Submission, edited_key, row_key
+from labelmux_server.task_metrics import ANSWERED, TaskMetrics
 from labelmux_server.tokenizer_pool import Encoded, TokenizerPool, Want
 
 
@@ -128,13 +131,14 @@ class Engine:
             terms or Terms(),
             self._max_text_tokens,
         )
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._run(call, texts)
-        except TimeoutError as error:
-            raise TimedOutError(self._timeout_s) from error
-        finally:
-            call.leave()
+        with _Recorded(call, self._metrics.tasks):
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    return await self._run(call, texts)
+            except TimeoutError as error:
+                raise TimedOutError(self._timeout_s) from error
+            finally:
+                call.leave()
 
     async def _run(self, call: _Call, texts: Sequence[TextInput]) -> Classified:
         self._check_rows("rows (texts times tasks)", len(texts) * len(call.readable))
@@ -142,6 +146,7 @@ class Engine:
         want = call.want()
         tokens = await self._tokenizers.encode(texts, want) if want.limits else {}
         tokenise_s = time.monotonic() - started
+        self._metrics.record_tokenise(tokenise_s)
         await call.wait_resident()
         rows = call.rows(tokens)
         self._check_rows("rows (windows of texts times tasks)", len(rows))
@@ -159,15 +164,7 @@ class Engine:
             "encode": submission.encode_s,
             "readout": submission.readout_s,
         }
-        columns = call.columns(submission.answers)
-        self._record(columns)
-        return Classified(columns, submission.encoder_rows, total, stages)
-
-    def _record(self, columns: Sequence[Column]) -> None:
-        for column in columns:
-            if column.version is not None:
-                answered = sum(outcome.error is None for outcome in column.outcomes)
-                self._metrics.record_answers(column.version, answered)
+        return Classified(call.columns(submission.answers), submission.encoder_rows, total, stages)
 
     def _check_rows(self, what: str, rows: int) -> None:
         if rows > self._max_rows:
@@ -217,6 +214,8 @@ class _Call:
         self._left = False
         self._holds: dict[str, Hold] = {}
         self._errors: dict[str, ServerError] = {}
+        #: What was named and is there.
+        self.versions: dict[str, Version] = {}
         #: Tasks that can read these texts, each with its limit in tokens.
         self.readable: dict[str, tuple[Version, int]] = {}
         #: Per task and text: what is read of it and the first one's place, or why nothing is.
@@ -225,7 +224,7 @@ class _Call:
         for name in names:
             try:
                 caller.check_task(parse_name(name)[0])
-                version = registry.resolve(name)
+                version = self.versions[name] = registry.resolve(name)
                 if version.pair != pairs:
                     kind = TakesSingleTextsError if pairs else NeedsPairsError
                     raise kind(version.task)
@@ -295,6 +294,22 @@ class _Call:
         ]
         return Column(name, self.readable[name][0], None, outcomes)
 
+    def outcomes(self, error: type[BaseException] | None) -> Iterator[tuple[Version, str, int]]:
+        """Each version that was named, the code that it led to, and how many texts it answered.
+
+        ``error``: what ended the whole call, if something did.
+        """
+        if error is not None:
+            gone = issubclass(error, asyncio.CancelledError)
+            code = answer_for(CallerGoneError if gone else error).code
+            yield from ((version, code, 0) for version in self.versions.values())
+            return
+        for name, version in self.versions.items():
+            places = self._places.get(name, [self._errors.get(name)])
+            failed = [place for place in places if isinstance(place, ServerError)]
+            code = answer_for(type(failed[0])).code if failed else ANSWERED
+            yield version, code, len(places) - len(failed)
+
     def settle(self) -> None:
         """No row of the call waits or runs any more."""
         self.in_flight = False
@@ -309,6 +324,22 @@ class _Call:
         if self._left and not self.in_flight:
             for hold in self._holds.values():
                 hold.release()
+
+
+class _Recorded:
+    """Counts a call for each task that it named, however it ends."""
+
+    def __init__(self, call: _Call, metrics: TaskMetrics) -> None:
+        self._call = call
+        self._metrics = metrics
+
+    def __enter__(self) -> None:
+        self._started_s = time.monotonic()
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        seconds = time.monotonic() - self._started_s
+        for version, code, rows in self._call.outcomes(error):
+            self._metrics.record(version, code, rows, seconds)
 
 
 def _check_terms(version: Version, limit_tokens: int, terms: Terms) -> None:

@@ -23,6 +23,10 @@ class Pins:
         self._pinned = _words(pinned)
         self._holds: dict[str, Hold] = {}
 
+    def __len__(self) -> int:
+        """How many tasks are pinned now."""
+        return len(self._holds)
+
     def load(self, registry: Registry, preload: str | None) -> list[Version]:
         """Bring into the bank what is pinned, and what ``preload`` names as ``pinned`` does.
 

@@ -86,10 +86,11 @@ class Replica:
             _log.exception("a batch of %d texts failed", len(batch.rows))
             answers = error
         seconds = time.monotonic() - started
+        times = Times(started, encode_s, seconds - encode_s)
         if batch.rows:
             self._batcher.done(batch, seconds)
-            self._metrics.record_batch(batch, started, seconds)
-        times = Times(started, encode_s, seconds - encode_s)
+            failed = isinstance(answers, BaseException)
+            self._metrics.batches.record(batch, times, failed=failed)
         self._loop.call_soon_threadsafe(batch.deliver, answers, times)
 
     @torch.inference_mode()

@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from labelmux_adapters.bank import Bank, Slot
 from labelmux_adapters.files import Adapter
 from labelmux_server.errors import BankFullError
-from labelmux_server.metrics import Metrics
+from labelmux_server.metrics import Metrics, Reading
 from labelmux_server.registry import Version
+from labelmux_server.statuses import answer_for
 
 _LOADERS = 2
 
@@ -75,7 +76,16 @@ class Residency:
         self._bytes = 0
         self._idle_bytes = 0
         self._pool = ThreadPoolExecutor(_LOADERS, "labelmux-loader")
-        metrics.watch_bank(lambda: len(self._places), lambda: self._bytes)
+        self._lookups = self._found = 0
+        metrics.watch(
+            Reading("resident_adapters", "Adapters in the bank.", lambda: len(self._places)),
+            Reading("resident_bytes", "Bytes of adapters in the bank.", lambda: self._bytes),
+            Reading("resident_limit_bytes", "Most bytes that may be.", lambda: self._max_bytes),
+            Reading("adapter_lookups", "Adapters asked for.", lambda: self._lookups, counts=True),
+            Reading(
+                "adapter_hits", "Of these, adapters in the bank.", lambda: self._found, counts=True
+            ),
+        )
 
     def close(self) -> None:
         """Wait for running loads."""
@@ -96,8 +106,10 @@ class Residency:
             BankFullError: what is held already leaves no room for it.
         """
         with self._lock:
+            self._lookups += 1
             place = self._places.get(version.digest)
             if place is not None:
+                self._found += 1
                 return self._hold(place)
         size_bytes = self._bank.bytes_of(version.manifest)
         with self._lock:
@@ -191,6 +203,7 @@ class Residency:
 
     def _fail(self, place: _Place, error: Exception) -> None:
         _log.error("adapter %s was not loaded: %s", place.digest, error)
+        self._metrics.record_load_failure(answer_for(type(error)).code)
         with self._lock:
             self._bytes -= place.size_bytes
             if self._places.get(place.digest) is place:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Request, Response
 
 from labelmux_server import errors
@@ -78,4 +80,6 @@ async def v2_ready(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Prometheus metrics."""
     found: Metrics = request.app.state.metrics
-    return Response(found.render(), headers={"content-type": CONTENT_TYPE})
+    # With many tasks that takes a while, in which probes and requests must be answered.
+    text = await asyncio.to_thread(found.render)
+    return Response(text, headers={"content-type": CONTENT_TYPE})

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from labelmux_server.feature_cache import FeatureCache
 from labelmux_server.keyring import Keyring
 from labelmux_server.keys import EVERY_RIGHT
 from labelmux_server.library import Library
-from labelmux_server.metrics import Metrics
+from labelmux_server.metrics import Metrics, Reading
 from labelmux_server.pins import Pins
 from labelmux_server.rates import Rates
 from labelmux_server.registry import Registry
@@ -100,7 +101,7 @@ class Service:
         )
         self._cache = FeatureCache[Any](settings.feature_cache_bytes)
         self._replica: Replica | None = None
-        metrics.watch(self.batcher, self._cache, lambda: len(self.registry))
+        self._watch(pins)
 
     @classmethod
     async def start(
@@ -144,7 +145,7 @@ class Service:
         """Answer once as requests will be; the first answer takes three times as long as others."""
         caller = Caller(None, EVERY_RIGHT, self.rates, self.settings)
         for pair in (False, True):
-            names = [version.task for version in self._preloaded if version.pair == pair]
+            names = [each.task for each in self._preloaded if each.pair == pair]
             text = ("warm", "up") if pair else "warm up"
             if names:
                 await self.engine.classify(names[:_WARM_UP_TASKS], [text], caller)
@@ -190,6 +191,49 @@ class Service:
             yield
         finally:
             self._uploads -= 1
+
+    def _watch(self, pins: Pins) -> None:
+        """Show in the metrics what is counted here and beneath."""
+        batcher, cache = self.batcher, self._cache
+        self.metrics.describe(
+            version=version("labelmux"),
+            encoder=self.loaded.name,
+            fingerprint=self.loaded.encoder.fingerprint,
+            device=str(self.loaded.encoder.device),
+            dtype=str(self.loaded.encoder.dtype).removeprefix("torch."),
+        )
+        self.metrics.tasks.watch(lambda task: task in self.registry)
+        self.metrics.watch(
+            Reading("ready", "Whether requests should come here.", lambda: self.ready),
+            Reading("tasks", "Tasks that serve.", lambda: len(self.registry)),
+            Reading("pinned_tasks", "Tasks whose adapter stays in the bank.", lambda: len(pins)),
+            Reading("queue_tokens", "Tokens that wait.", lambda: batcher.queued_tokens),
+            Reading("queue_rows", "Rows that wait.", lambda: batcher.queued_rows),
+            Reading(
+                "queue_expected_wait_seconds",
+                "How long a text that comes now may expect to wait.",
+                lambda: batcher.wait_s,
+            ),
+            Reading("feature_cache_bytes", "Bytes of features kept.", lambda: cache.kept_bytes),
+            Reading(
+                "feature_cache_hits",
+                "Texts whose features were at hand.",
+                lambda: cache.hits,
+                counts=True,
+            ),
+            Reading(
+                "feature_cache_misses",
+                "Texts whose features were not at hand.",
+                lambda: cache.misses,
+                counts=True,
+            ),
+            Reading(
+                "feature_cache_evictions",
+                "Texts whose features gave way to others.",
+                lambda: cache.evictions,
+                counts=True,
+            ),
+        )
 
     def _seed(self) -> None:
         if self.store.is_fresh:

@@ -203,13 +203,6 @@ class Settings:
         default=None,
         metadata=_about("Tasks preloaded and never moved out of memory, named as for preload."),
     )
-    task_metrics: int = field(
-        default=1000,
-        metadata=_about(
-            "Most versions of tasks with a metric of their own; the least recently used go first.",
-            low=0,
-        ),
-    )
     request_timeout_s: float = field(
         default=30.0, metadata=_about("Longest time to answer a classification.", low=0.001)
     )
@@ -221,6 +214,10 @@ class Settings:
         default=20, metadata=_about("After that, longest wait for running requests.", low=1)
     )
     tokenizer_threads: int = field(default=2, metadata=_about("Threads that tokenise.", low=1))
+    task_metrics: int = field(
+        default=100,
+        metadata=_about("Most tasks with metrics of their own; the others share one name.", low=0),
+    )
     log_format: LogFormat = field(
         default="plain", metadata=_about("Log lines as plain text or as JSON.")
     )

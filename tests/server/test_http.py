@@ -191,26 +191,6 @@ def test_metrics_count_requests_rows_and_tokens(serving, adapter_bytes):
     serving(scenario)
 
 
-def test_metrics_count_the_rows_of_the_versions_used_last(serving, adapter_bytes):
-    async def scenario(client, service):
-        for task in ("a", "b", "c"):
-            await client.put(f"/v1/tasks/{task}/adapter", content=adapter_bytes())
-
-        async def ask(*tasks: str):
-            body = {"tasks": [*tasks], "texts": ["the train", "the bus"]}
-            assert (await client.post("/v1/classify", json=body)).status_code == 200
-
-        for asked in (("a", "b"), ("a", "absent"), ("c",)):
-            await ask(*asked)
-        lines = (await client.get("/metrics")).text.splitlines()
-        assert [line for line in lines if line.startswith("labelmux_task_rows_total")] == [
-            'labelmux_task_rows_total{task="a",version="1"} 4.0',
-            'labelmux_task_rows_total{task="c",version="1"} 2.0',
-        ]
-
-    serving(scenario, task_metrics=2)
-
-
 def test_unknown_paths_do_not_grow_the_metrics(serving):
     async def scenario(client, service):
         for number in range(5):
