@@ -26,10 +26,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from full_finetuning import MAX_TOKENS, FullSettings, fit_full
 from labelled_sets import LabelledSet, accuracy, sample
 from labelmux_encoder.weights import LoadedEncoder, load_encoder, read_checkpoint
 from labelmux_training.features import FeatureCache
+from labelmux_training.kinds import KINDS
+from labelmux_training.labels import label_ids
 from labelmux_training.metrics import Ids, confusion, macro_f1
 from labelmux_training.probe import fit_probe
 from labelmux_training.settings import TrainerSettings
@@ -82,24 +86,25 @@ def score(
     run: Run, task: LabelledSet, source: str, loaded: LoadedEncoder, cache: FeatureCache
 ) -> tuple[dict[str, float], int]:
     """Dev scores of one run, and how many rows it learned from."""
-    most = len(task.train) if run.rows == ALL else int(run.rows)
-    chosen = sample(task.train, most, run.seed)
-    gold, dev_gold = task.train.gold[chosen], task.dev.gold
+    most = len(task.train.rows) if run.rows == ALL else int(run.rows)
+    rows = sample(task.train, most, run.seed)
+    gold, dev_gold = (label_ids(split, task.labels) for split in (rows, task.dev))
     if run.method == "full":
-        texts = [task.train.rows.texts[index] for index in chosen]
         _, state = read_checkpoint(source)
-        dev_rows = (task.dev.rows.texts, dev_gold)
+        known = (rows.texts, gold), (task.dev.texts, dev_gold)
         settings = FullSettings(seed=run.seed)
-        full = fit_full(loaded, state, (texts, gold), dev_rows, len(task.labels), settings)
-        return scores(dev_gold, full.predict(task.dev.rows.texts)), len(chosen)
-    everything = cache.features(loaded, task.train.rows.texts, MAX_TOKENS)
-    train = Labelled(everything.subset(chosen), gold)
-    dev = Labelled(cache.features(loaded, task.dev.rows.texts, MAX_TOKENS), dev_gold)
+        full = fit_full(loaded, state, *known, task.labels, KINDS[rows.kind], settings)
+        predicted = np.stack(full.answers(task.dev.texts)).argmax(1)
+        return scores(dev_gold, predicted), len(gold)
+    features, dev_features = (
+        cache.features(loaded, split.texts, MAX_TOKENS) for split in (rows, task.dev)
+    )
     if run.method == "probe":
-        found = fit_probe(train.features, gold, dev.features, dev_gold).dev
-        return {"accuracy": found.accuracy, "macro_f1": found.macro_f1}, len(chosen)
+        found = fit_probe(features, gold, dev_features, dev_gold).dev
+        return {"accuracy": found.accuracy, "macro_f1": found.macro_f1}, len(gold)
+    train, dev = Labelled(features, gold), Labelled(dev_features, dev_gold)
     kept = _ytuning(task, loaded, train, dev, run.seed)
-    return {"accuracy": kept.accuracy, "macro_f1": kept.macro_f1}, len(chosen)
+    return {"accuracy": kept.accuracy, "macro_f1": kept.macro_f1}, len(gold)
 
 
 def _ytuning(
@@ -148,7 +153,7 @@ def _result(
         "encoder": loaded.encoder.fingerprint,
         **vars(run),
         "train_rows": rows,
-        "dev_rows": len(task.dev),
+        "dev_rows": len(task.dev.rows),
         **{name: round(value, 5) for name, value in found.items()},
         "seconds": round(time.monotonic() - started, 1),
     }

@@ -1,7 +1,7 @@
 """Full fine-tuning of a copy of an encoder: what its frozen features are compared with.
 
-Every weight is trained, with a linear layer on the mean of the last layer's real tokens. Epochs and
-batches are the usual ones for encoders of this size.
+Every weight is trained, with a linear layer on the mean of the last layer's real tokens, or on each
+of them where words have tags. Epochs and batches are the usual ones for encoders of this size.
 """
 
 from __future__ import annotations
@@ -9,19 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from labelled_sets import accuracy
 from labelmux_encoder.batch import pack_rows, unpack
 from labelmux_encoder.model import derive, run_pass
 from labelmux_encoder.tokenizer import TextInput, TokenRow
 from labelmux_encoder.weights import LoadedEncoder
 from labelmux_training.features import by_length
-from labelmux_training.metrics import Ids
+from labelmux_training.kinds import Kind, Logits
+from labelmux_training.settings import TrainerSettings
 
 MAX_TOKENS = 128
 BATCH_ROWS = 32
@@ -36,7 +37,8 @@ WEIGHT_DECAY = 0.01
 _POOL_BATCHES = 32
 _PREDICTED_TOKENS = 8192
 
-Rows = tuple[Sequence[TextInput], Ids]
+#: Texts, and what their labels are as the kind of task has it.
+Rows = tuple[Sequence[TextInput], Any]
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,14 @@ def fit_full(
     state: dict[str, Tensor],
     train: Rows,
     dev: Rows,
-    labels: int,
+    labels: Sequence[str],
+    kind: Kind,
     settings: FullSettings,
 ) -> FullFit:
-    """Fine-tune a copy of ``state`` and keep the best epoch by dev accuracy."""
+    """Fine-tune a copy of ``state`` and keep the epoch with the best dev score."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        fit = FullFit(loaded, state, labels, settings)
+        fit = FullFit(loaded, state, labels, kind, settings)
         _Run(fit, train, settings).run(dev)
     return fit
 
@@ -78,14 +81,17 @@ class FullFit:
         self,
         loaded: LoadedEncoder,
         state: dict[str, Tensor],
-        labels: int,
+        labels: Sequence[str],
+        kind: Kind,
         settings: FullSettings,
     ) -> None:
+        self.labels = labels
+        self.kind = kind
         self._config = loaded.encoder.config
         self._tokenizer = loaded.tokenizer
         self._bfloat16 = settings.bfloat16
         self.state = {name: tensor.clone().requires_grad_() for name, tensor in state.items()}
-        self.head = nn.Linear(self._config.hidden_size, labels)
+        self.head = nn.Linear(self._config.hidden_size, len(labels))
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -98,36 +104,43 @@ class FullFit:
     def tokenise(self, texts: Sequence[TextInput]) -> list[TokenRow]:
         return self._tokenizer.encode(texts, MAX_TOKENS)
 
-    def predict(self, texts: Sequence[TextInput]) -> Ids:
-        """The best label of each text. [rows]"""
-        return self.predict_rows(self.tokenise(texts))
+    def answers(self, texts: Sequence[TextInput]) -> list[Logits]:
+        """Logits of each text. Each [K], or [T, K] of a token task"""
+        return self.answer_rows(self.tokenise(texts))
 
     @torch.no_grad()
-    def predict_rows(self, rows: Sequence[TokenRow]) -> Ids:
-        """The best label of each row. [rows]"""
+    def answer_rows(self, rows: Sequence[TokenRow]) -> list[Logits]:
+        """Logits of each row. Each [K], or [T, K] of a token task"""
         lengths = np.array([len(row.token_ids) for row in rows])
-        predicted = np.zeros(len(lengths), dtype=np.int64)
+        found: list[Logits] = [np.empty(0, np.float32)] * len(rows)
         for batch in by_length(lengths, _PREDICTED_TOKENS):
-            predicted[batch] = self.logits([rows[i] for i in batch], 0.0).argmax(1).numpy()
-        return predicted
+            logits = self.logits([rows[i] for i in batch], 0.0).numpy()
+            for row, own in zip(batch, logits, strict=True):
+                found[row] = own[: lengths[row]] if self._reads_tokens else own
+        return found
 
     def logits(self, rows: Sequence[TokenRow], dropout: float) -> Tensor:
-        """[rows, K]"""
+        """[rows, K], or [rows, T, K] of a token task"""
         packed = pack_rows(rows)
         with torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16):
             tensors = derive(self._config, self.state, max_tokens=max(packed.lengths))
             last = run_pass(self._config, tensors, packed)[-1]
-        hidden, mask = unpack(last.float(), packed.lengths)
-        mean = hidden.sum(1) / mask.sum(1, keepdim=True)
-        logits: Tensor = self.head(functional.dropout(mean, dropout))
+        read, mask = unpack(last.float(), packed.lengths)
+        if not self._reads_tokens:
+            read = read.sum(1) / mask.sum(1, keepdim=True)
+        logits: Tensor = self.head(functional.dropout(read, dropout))
         return logits
+
+    @property
+    def _reads_tokens(self) -> bool:
+        return self.kind.name == "token"
 
 
 class _Run:
     def __init__(self, fit: FullFit, train: Rows, settings: FullSettings) -> None:
         self._fit = fit
         self._train = fit.tokenise(train[0])
-        self._gold = torch.from_numpy(train[1])
+        self._gold = train[1]
         self._random = np.random.default_rng(settings.seed)
         steps = math.ceil(len(self._train) / BATCH_ROWS)
         self._epochs = epochs_for(len(self._train))
@@ -152,15 +165,21 @@ class _Run:
                 self._step(batch)
             if (self._epochs - 1 - epoch) % every:
                 continue
-            found = accuracy(dev[1], self._fit.predict_rows(dev_rows))
+            found = self._score(dev_rows, dev[1])
             if found > best:
                 best = found
                 _copy(self._fit.parameters, kept)
         _copy(kept, self._fit.parameters)
 
+    def _score(self, rows: Sequence[TokenRow], gold: Any) -> float:
+        kind = self._fit.kind
+        logits = kind.logits(self._fit.answer_rows(rows))
+        calibration = kind.calibrate(gold, logits)
+        return kind.measure(gold, logits, self._fit.labels, calibration).score
+
     def _step(self, batch: Sequence[int]) -> None:
         logits = self._fit.logits([self._train[index] for index in batch], DROPOUT)
-        loss = functional.cross_entropy(logits, self._gold[torch.as_tensor(batch)])
+        loss = self._fit.kind.loss(logits, self._gold, batch, TrainerSettings())
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self._fit.parameters, 1.0)

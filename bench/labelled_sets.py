@@ -14,22 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from labelmux_training.data import Dataset, read_rows
-from labelmux_training.labels import label_ids
 from labelmux_training.metrics import Ids, confusion, f1_by_label
-
-
-@dataclass(frozen=True)
-class Split:
-    """Rows of a set and their label ids."""
-
-    rows: Dataset
-    gold: Ids
-
-    def subset(self, chosen: list[int]) -> Split:
-        return Split(self.rows.subset(chosen), self.gold[chosen])
-
-    def __len__(self) -> int:
-        return len(self.rows.rows)
 
 
 @dataclass(frozen=True)
@@ -38,7 +23,7 @@ class LabelledSet:
 
     name: str
     labels: tuple[str, ...]
-    #: A key of ``SCORES``.
+    #: As ``meta.json`` names it: a key of ``SCORES``, or what the kind of task is scored by.
     metric: str
     folder: Path
 
@@ -48,31 +33,31 @@ class LabelledSet:
         return cls(folder.name, tuple(meta["labels"]), meta.get("metric", "accuracy"), folder)
 
     @cached_property
-    def train(self) -> Split:
+    def train(self) -> Dataset:
         return self._read("train")
 
     @cached_property
-    def dev(self) -> Split:
+    def dev(self) -> Dataset:
         return self._read("dev")
 
     @cached_property
-    def test(self) -> Split:
+    def test(self) -> Dataset:
         return self._read("test")
 
-    def _read(self, split: str) -> Split:
-        rows = read_rows(self.folder / f"{split}.jsonl.gz")
-        return Split(rows, label_ids(rows, self.labels))
+    def _read(self, split: str) -> Dataset:
+        return read_rows(self.folder / f"{split}.jsonl.gz")
 
 
-def sample(split: Split, rows: int, seed: int) -> list[int]:
-    """Which rows are taken: all, or so many, with a row of each label at least."""
-    everything = list(range(len(split)))
+def sample(split: Dataset, rows: int, seed: int) -> Dataset:
+    """So many of the rows, with a row of each label at least; all where there are no more."""
+    everything = list(range(len(split.rows)))
     if rows >= len(everything):
-        return everything
+        return split
     shuffled: list[int] = np.random.default_rng(seed).permutation(everything).tolist()
-    first = list({int(split.gold[index]): index for index in reversed(shuffled)}.values())
+    by_label = {label: at for at in reversed(shuffled) for label in split.rows[at].labels}
+    first = sorted(set(by_label.values()))
     rest = [index for index in shuffled if index not in set(first)]
-    return sorted(first + rest[: max(0, rows - len(first))])
+    return split.subset(sorted(first + rest[: max(0, rows - len(first))]))
 
 
 def accuracy(gold: Ids, predicted: Ids) -> float:
@@ -91,7 +76,7 @@ def matthews(gold: Ids, predicted: Ids) -> float:
     return float((found[0, 0] * found[1, 1] - found[0, 1] * found[1, 0]) / max(1, spread**0.5))
 
 
-#: By the names that ``meta.json`` uses.
+#: Of single labels, by the names that ``meta.json`` uses.
 SCORES: Mapping[str, Callable[[Ids, Ids], float]] = {
     "accuracy": accuracy,
     "f1": f1_of_the_second_label,

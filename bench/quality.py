@@ -24,7 +24,8 @@ from pathlib import Path
 import torch
 
 from labelled_sets import SCORES, LabelledSet, sample
-from quality_methods import METHODS, Problem
+from labelmux_encoder.weights import load_encoder
+from quality_methods import METHODS, Outcome, Problem
 from quality_plan import SEEDS, TABLES, Asked, Line, Run, plan
 from quality_render import render
 
@@ -61,21 +62,22 @@ def measured(run: Run, data: Path, encoder: str) -> Line:
     """The line of one run; the thread count is the caller's."""
     cell = run.cell
     found = LabelledSet.open(data / cell.set)
-    train = found.train.subset(sample(found.train, cell.rows, run.seed))
-    dev = found.dev.subset(sample(found.dev, MOST_DEV_ROWS, _DEV_SEED))
-    problem = Problem(found.labels, train, dev, found.test, encoder)
+    train = sample(found.train, cell.rows, run.seed)
+    dev = sample(found.dev, MOST_DEV_ROWS, _DEV_SEED)
+    loaded = load_encoder(encoder, dtype="auto")
+    problem = Problem(found.labels, train, dev, found.test, loaded, encoder)
     outcome = METHODS[cell.method].run(problem, run.learning_rate, run.seed)
-    score = SCORES[found.metric]
+    dev_score, test_score = scores(problem, outcome, found.metric)
     return {
         **cell._asdict(),
         "seed": run.seed,
         "learning_rate": run.learning_rate,
-        "train_rows": len(train),
-        "dev_rows": len(dev),
-        "test_rows": len(found.test),
+        "train_rows": len(train.rows),
+        "dev_rows": len(dev.rows),
+        "test_rows": len(found.test.rows),
         "metric": found.metric,
-        "dev": round(score(dev.gold, outcome.dev), 5),
-        "test": round(score(found.test.gold, outcome.test), 5),
+        "dev": round(dev_score, 5),
+        "test": round(test_score, 5),
         "parameters": outcome.parameters,
         "share": round(outcome.share, 6),
         "seconds": round(outcome.meter.seconds, 1),
@@ -84,6 +86,22 @@ def measured(run: Run, data: Path, encoder: str) -> Line:
         "file_bytes": outcome.file_bytes,
         "by_layer": [round(value, 4) for value in outcome.by_layer],
     }
+
+
+def scores(problem: Problem, outcome: Outcome, metric: str) -> tuple[float, float]:
+    """Dev's and test's. Thresholds of several labels, if the kind has them, are those of dev."""
+    kind = problem.kind
+    gold, test_gold = problem.gold(problem.dev), problem.gold(problem.test)
+    dev, test = kind.logits(outcome.dev), kind.logits(outcome.test)
+    if metric in SCORES:
+        score = SCORES[metric]
+        return score(gold, dev.argmax(1)), score(test_gold, test.argmax(1))
+    calibration = kind.calibrate(gold, dev)
+    on_dev, on_test = (
+        kind.measure(wanted, found, problem.labels, calibration)
+        for wanted, found in ((gold, dev), (test_gold, test))
+    )
+    return on_dev.score, on_test.score
 
 
 def read_lines(path: Path) -> list[Line]:

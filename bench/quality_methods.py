@@ -7,9 +7,9 @@ and the settings of one run.
 
 from __future__ import annotations
 
-import json
+import gzip
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from full_finetuning import EVALUATIONS, MAX_TOKENS, STEPS, FullSettings, epochs_for, fit_full
-from labelled_sets import Split
 from labelmux_adapters.files import Adapter
-from labelmux_encoder.weights import LoadedEncoder, load_encoder, read_checkpoint
+from labelmux_encoder.weights import LoadedEncoder, read_checkpoint
+from labelmux_training.data import Dataset
 from labelmux_training.features import FeatureCache, Features
-from labelmux_training.metrics import Ids
+from labelmux_training.kinds import KINDS, Kind, Logits
 from labelmux_training.options import TrainOptions
 from labelmux_training.probe import fit_probe
 from labelmux_training.serving import serve_texts
@@ -37,20 +37,29 @@ class Problem:
     """What one run learns, and from which rows."""
 
     labels: tuple[str, ...]
-    train: Split
-    dev: Split
-    test: Split
-    #: Bundled, a folder or a hub id.
+    train: Dataset
+    dev: Dataset
+    test: Dataset
+    loaded: LoadedEncoder
+    #: What it was loaded from.
     encoder: str = "bundled"
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.train.kind]
+
+    def gold(self, split: Dataset) -> Any:
+        """What the rows say, as the kind of task has it."""
+        return self.kind.gold(split, self.labels, self.loaded.tokenizer, MAX_TOKENS)
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What one run gave."""
 
-    #: Best labels. [rows]
-    dev: Ids
-    test: Ids
+    #: Logits, or any scores that rank alike, of each row. Each [K], or [T, K] of a token task
+    dev: Sequence[Logits]
+    test: Sequence[Logits]
     #: Values that were trained, and as a share of the encoder's.
     parameters: int
     share: float
@@ -75,23 +84,16 @@ class Method:
 
 
 def _full(problem: Problem, learning_rate: float, seed: int) -> Outcome:
-    loaded = load_encoder(problem.encoder)
     _, state = read_checkpoint(problem.encoder)
+    rows, dev = ((split.texts, problem.gold(split)) for split in (problem.train, problem.dev))
     settings = FullSettings(learning_rate, seed)
     with Meter() as meter:
-        fit = fit_full(
-            loaded,
-            state,
-            (problem.train.rows.texts, problem.train.gold),
-            (problem.dev.rows.texts, problem.dev.gold),
-            len(problem.labels),
-            settings,
-        )
+        fit = fit_full(problem.loaded, state, rows, dev, problem.labels, problem.kind, settings)
     return Outcome(
-        dev=fit.predict(problem.dev.rows.texts),
-        test=fit.predict(problem.test.rows.texts),
+        dev=fit.answers(problem.dev.texts),
+        test=fit.answers(problem.test.texts),
         parameters=fit.parameter_count,
-        share=fit.parameter_count / loaded.encoder.parameter_count,
+        share=fit.parameter_count / problem.loaded.encoder.parameter_count,
         file_bytes=_FP32_BYTES * fit.parameter_count,
         meter=meter,
     )
@@ -107,26 +109,25 @@ def _best_layer(problem: Problem, _learning_rate: float, _seed: int) -> Outcome:
 
 def _probe_layers(problem: Problem, choose: Callable[[int], list[int]]) -> Outcome:
     """A probe on each of these hidden states, given how many there are; the best by dev."""
-    loaded = load_encoder(problem.encoder, dtype="auto")
+    loaded = problem.loaded
+    gold, dev_gold = problem.gold(problem.train), problem.gold(problem.dev)
     with tempfile.TemporaryDirectory() as folder:
         cache = FeatureCache(Path(folder))
         with Meter() as meter:
             train, dev = (
-                cache.features(loaded, split.rows.texts, MAX_TOKENS)
+                cache.features(loaded, split.texts, MAX_TOKENS)
                 for split in (problem.train, problem.dev)
             )
             probes = {
-                layer: fit_probe(
-                    _layer(train, layer), problem.train.gold, _layer(dev, layer), problem.dev.gold
-                )
+                layer: fit_probe(_layer(train, layer), gold, _layer(dev, layer), dev_gold)
                 for layer in choose(train.states)
             }
             best = max(probes, key=lambda layer: probes[layer].dev.accuracy)
-        test = cache.features(loaded, problem.test.rows.texts, MAX_TOKENS)
+        test = cache.features(loaded, problem.test.texts, MAX_TOKENS)
         parameters = len(problem.labels) * (loaded.encoder.config.hidden_size + 1)
         return Outcome(
-            dev=probes[best].scores(_layer(dev, best)).argmax(1),
-            test=probes[best].scores(_layer(test, best)).argmax(1),
+            dev=list(probes[best].scores(_layer(dev, best)).astype(np.float32)),
+            test=list(probes[best].scores(_layer(test, best)).astype(np.float32)),
             parameters=parameters,
             share=parameters / loaded.encoder.parameter_count,
             file_bytes=_FP32_BYTES * parameters,
@@ -157,7 +158,7 @@ class _Adapter:
             "least_steps": STEPS,
         }
         if self.method != "ytuning":  # steps as in full fine-tuning, which cost about as much
-            epochs = min(EVALUATIONS, epochs_for(len(problem.train)))
+            epochs = min(EVALUATIONS, epochs_for(len(problem.train.rows)))
             asked |= {"epochs": epochs, "patience": 0}
         return _train(problem, self.method, self.sizes, settings_for(self.method, **asked))
 
@@ -165,7 +166,7 @@ class _Adapter:
 def _train(
     problem: Problem, method: str, sizes: Mapping[str, int], settings: TrainerSettings
 ) -> Outcome:
-    loaded = load_encoder(problem.encoder, dtype="auto")
+    loaded = problem.loaded
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         options = TrainOptions(
@@ -185,8 +186,8 @@ def _train(
             made = train(options, loaded)
         manifest = made.adapter.manifest
         return Outcome(
-            dev=_served(made.adapter, loaded, problem.dev),
-            test=_served(made.adapter, loaded, problem.test),
+            dev=serve_texts(made.adapter, loaded, problem.dev.texts).logits,
+            test=serve_texts(made.adapter, loaded, problem.test.texts).logits,
             parameters=manifest.parameters,
             share=manifest.parameter_share,
             file_bytes=made.size_bytes,
@@ -201,17 +202,10 @@ def _mix(adapter: Adapter) -> tuple[float, ...]:
     return () if mix is None else tuple(mix.float().softmax(0).tolist())
 
 
-def _served(adapter: Adapter, loaded: LoadedEncoder, split: Split) -> Ids:
-    found: Ids = np.stack(serve_texts(adapter, loaded, split.rows.texts).logits).argmax(1)
-    return found
-
-
-def _written(split: Split, path: Path) -> Path:
-    with path.open("w") as out:
-        for row in split.rows.rows:
-            fields = {"text": row.text, "pair": row.pair, "label": row.label}
-            found = {name: value for name, value in fields.items() if value is not None}
-            out.write(json.dumps(found) + "\n")
+def _written(split: Dataset, path: Path) -> Path:
+    """The rows as their own file has them."""
+    lines = gzip.decompress(split.path.read_bytes()).splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[row.line - 1] for row in split.rows))
     return path
 
 

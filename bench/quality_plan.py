@@ -33,6 +33,7 @@ class Table:
 UNIPELT = ("unipelt-apl", "unipelt-ap")
 #: Of UniPELT, each on its own.
 PARTS = ("lora", "bottleneck", "prefix")
+_OTHER_KINDS = ("ytuning", "pasta", "unipelt-apl", "full")
 TABLES: Mapping[str, Table] = {
     "full-size": Table(TEN_SETS, ("probe", "best-layer", "ytuning", "full"), (7000,)),
     "edits": Table(
@@ -41,6 +42,8 @@ TABLES: Mapping[str, Table] = {
         (3000,),
     ),
     "few-rows": Table(SIX_SETS, ("probe", "ytuning", *UNIPELT, *PARTS, "full"), (100, 500, 1000)),
+    "entities": Table(("wnut17", "snips_slots"), _OTHER_KINDS, (3000,)),
+    "several-labels": Table(("go_emotions",), _OTHER_KINDS, (3000,)),
 }
 
 

@@ -56,6 +56,7 @@ def test_each_method_gives_a_line_and_a_second_run_adds_none(
 ) -> None:
     large_steps = functools.partial(quality.FullSettings, learning_rate=5e-3)
     monkeypatch.setattr(quality, "FullSettings", large_steps)
+    monkeypatch.setattr(sys.modules["full_finetuning"], "STEPS", 60)
     out = tmp_path / "out.jsonl"
     asked = ["--data", str(data), "--encoder", str(tiny_encoder_folder), "--out", str(out)]
     asked += ["--sets", "trec", "--rows", "12", "all", "--seeds", "13"]

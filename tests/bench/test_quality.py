@@ -45,21 +45,62 @@ def render(bench_on_path: None) -> ModuleType:
     return importlib.import_module("quality_render")
 
 
+Rows = dict[str, Any]
+
+
+def write_set(folder: Path, labels: list[str], metric: str, rows: dict[str, list[Rows]]) -> Path:
+    folder.mkdir(parents=True)
+    for split, found in rows.items():
+        lines = "".join(json.dumps(row) + "\n" for row in found)
+        (folder / f"{split}.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (folder / "meta.json").write_text(json.dumps({"labels": labels, "metric": metric}))
+    return folder.parent
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    folder = tmp_path / "data" / "trec"
-    folder.mkdir(parents=True)
-    for split, copies in (("train", 40), ("dev", 3), ("test", 2)):
-        rows = [
+    rows = {
+        split: [
             {"text": f"the {word} of number {copy}", "label": label}
             for copy in range(copies)
             for label, words in SUBJECTS.items()
             for word in words
         ]
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / f"{split}.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
-    (folder / "meta.json").write_text(json.dumps({"labels": list(SUBJECTS), "metric": "accuracy"}))
-    return folder.parent
+        for split, copies in (("train", 40), ("dev", 3), ("test", 2))
+    }
+    return write_set(tmp_path / "data" / "trec", list(SUBJECTS), "accuracy", rows)
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> Path:
+    """Tags of words, by what stands there."""
+    rows = [
+        {"tokens": ["the", word, "at", "ten"], "tags": ["O", f"B-{label}", "O", "O"]}
+        for label, words in SUBJECTS.items()
+        for word in words
+    ]
+    labels = ["O", *(f"B-{label}" for label in SUBJECTS)]
+    splits = {"train": rows * 20, "dev": rows, "test": rows}
+    return write_set(tmp_path / "words" / "wnut17", labels, "span_f1", splits)
+
+
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    """Texts about one or two things."""
+    first = [(label, word) for label, words in SUBJECTS.items() for word in words]
+    rows = [
+        {"text": f"{one} and {other}", "labels": sorted({label, also})}
+        for label, one in first
+        for also, other in first
+    ]
+    splits = {"train": rows * 4, "dev": rows, "test": rows}
+    return write_set(tmp_path / "several" / "go_emotions", list(SUBJECTS), "macro_f1", splits)
+
+
+@pytest.fixture
+def few_steps(quality: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("full_finetuning", "quality_methods"):
+        monkeypatch.setattr(sys.modules[name], "STEPS", 120)
 
 
 def line(cell: Any, seed: int = 13, rate: float = 0.0, **figures: float) -> dict[str, Any]:
@@ -127,6 +168,7 @@ def test_a_method_learns_what_a_word_tells(
     plan: ModuleType,
     data: Path,
     tiny_encoder_folder: Path,
+    few_steps: None,
     method: str,
 ) -> None:
     rate = 1e-2  # the tiny encoder is random and needs large steps
@@ -135,6 +177,26 @@ def test_a_method_learns_what_a_word_tells(
     assert made["test"] >= 0.6  # chance is a third
     assert made["share"] == pytest.approx(1.0, abs=0.02) if method == "full" else made["share"] < 1
     assert made["file_bytes"] >= 2 * made["parameters"]
+
+
+@pytest.mark.parametrize("method", ["ytuning", "pasta", "full"])
+def test_words_have_tags_and_texts_several_labels(
+    quality: ModuleType,
+    plan: ModuleType,
+    words: Path,
+    several: Path,
+    tiny_encoder_folder: Path,
+    few_steps: None,
+    method: str,
+) -> None:
+    for table_name, folder in (("entities", words), ("several-labels", several)):
+        (cell,) = (
+            cell
+            for cell in plan.cells(table_name)
+            if cell.method == method and (folder / cell.set).exists()
+        )
+        made = quality.measured(plan.Run(cell, 13, 1e-2), folder, str(tiny_encoder_folder))
+        assert made["test"] == made["dev"] >= 0.5  # the same rows, and the word alone tells
 
 
 def test_a_result_is_the_mean_over_seeds_of_the_chosen_rate_alone(
@@ -267,8 +329,7 @@ def test_a_sample_has_every_label_and_depends_on_the_seed_alone(
 ) -> None:
     sets = importlib.import_module("labelled_sets")
     train = sets.LabelledSet.open(data / "trec").train
-    chosen = sets.sample(train, 3, 13)
-    assert sorted(train.rows.rows[index].label for index in chosen) == list(SUBJECTS)
+    assert sorted(row.label for row in sets.sample(train, 3, 13).rows) == list(SUBJECTS)
     assert sets.sample(train, 20, 13) == sets.sample(train, 20, 13) != sets.sample(train, 20, 14)
-    assert len(set(sets.sample(train, 20, 13))) == 20
-    assert sets.sample(train, 1000, 13) == list(range(240))
+    assert len({row.line for row in sets.sample(train, 20, 13).rows}) == 20
+    assert sets.sample(train, 1000, 13) == train
