@@ -189,15 +189,21 @@ def adapter_bytes(make_adapter) -> Callable[..., bytes]:
     return make
 
 
+MODULE = ("-m", "labelmux_server")
+
+
 class ServerProcess:
     """``python -m labelmux_server`` on a free port of this machine."""
 
-    def __init__(self, folder: Path, encoder: Path, *flags: str) -> None:
+    def __init__(
+        self, folder: Path, encoder: Path, *flags: str, program: tuple[str, ...] = MODULE
+    ) -> None:
+        """``program``: what Python runs."""
         self._log = (folder / "server.log").open("ab")
         self.state_dir = folder / "state"
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "labelmux_server", "--port", "0", "--no-demo"),
+                *(sys.executable, *program, "--port", "0", "--no-demo"),
                 *("--state-dir", str(self.state_dir), "--encoder", str(encoder), *flags),
             ],
             stdout=subprocess.PIPE,
@@ -240,8 +246,8 @@ def servers_on(folder: Path, encoder: Path) -> Iterator[Callable[..., ServerProc
     """A starter of real servers, all on one state folder; each is reaped."""
     with contextlib.ExitStack() as started:
 
-        def start(*flags: str) -> ServerProcess:
-            server = ServerProcess(folder, encoder, *flags)
+        def start(*flags: str, program: tuple[str, ...] = MODULE) -> ServerProcess:
+            server = ServerProcess(folder, encoder, *flags, program=program)
             started.callback(server.close)
             return server.wait_ready()
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from itertools import islice
 
-from labelmux_server.errors import OverloadedError
+from labelmux_server.errors import NotReadyError, OverloadedError
 from labelmux_server.submission import Batch, EncoderRow, Submission
 
 Clock = Callable[[], float]
@@ -66,6 +66,7 @@ class Batcher:
 
         Raises:
             OverloadedError: too much waits already; nothing was queued.
+            NotReadyError: nobody takes batches any more.
         """
         needed = {row.key: len(row.token_ids) for row in submission.rows}
         with self._changed:
@@ -149,6 +150,8 @@ class Batcher:
         return (self._running_tokens + self._tokens) * self._token_s
 
     def _admit(self, tokens: int, rows: int) -> None:
+        if self._closed:
+            raise NotReadyError
         limits, wait_s = self._limits, self.wait_s
         if self._tokens + tokens > limits.max_queue_tokens:
             what = f"{self._tokens} tokens wait, at most {limits.max_queue_tokens} may"

@@ -39,6 +39,8 @@ CLASSIFY_ERRORS: tuple[type[errors.ServerError], ...] = (
     errors.AdapterDamagedError,
     errors.StorageError,
     errors.BankFullError,
+    errors.OutOfMemoryError,
+    errors.NotReadyError,
     errors.DrainingError,
     errors.TimedOutError,
 )

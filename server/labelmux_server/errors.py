@@ -46,7 +46,8 @@ ServerError
 │   ├── StorageError              the state folder cannot be read or written
 │   │   └── DiskFullError         its disk is full
 │   ├── AdapterDamagedError       the adapter's file is damaged on this server's disk
-│   ├── NotReadyError             the server is still starting
+│   ├── OutOfMemoryError          the device has no memory for the texts
+│   ├── NotReadyError             the encoder does not answer
 │   ├── DrainingError             the server is shutting down
 │   ├── TimedOutError             the answer was not there in time
 │   └── InternalError             a fault of ours
@@ -449,11 +450,18 @@ class AdapterDamagedError(UnavailableError):
         )
 
 
-class NotReadyError(UnavailableError):
-    """The server is still starting."""
+class OutOfMemoryError(UnavailableError):
+    """The device has no memory for the texts."""
 
     def __init__(self) -> None:
-        super().__init__("the server is still starting; try again in a moment")
+        super().__init__("no memory for these texts; send fewer, or lower max_batch_tokens")
+
+
+class NotReadyError(UnavailableError):
+    """The encoder does not answer."""
+
+    def __init__(self) -> None:
+        super().__init__("the encoder of this server does not answer; ask another server, or later")
 
 
 class DrainingError(UnavailableError):

@@ -18,7 +18,7 @@ from labelmux_encoder.batch import pack_rows
 from labelmux_encoder.tokenizer import TokenRow
 from labelmux_encoder.weights import LoadedEncoder
 from labelmux_server.batcher import Batcher
-from labelmux_server.errors import DrainingError
+from labelmux_server.errors import DrainingError, NotReadyError, OutOfMemoryError
 from labelmux_server.feature_cache import FeatureCache
 from labelmux_server.metrics import Metrics
 from labelmux_server.submission import Batch, EncoderRow, Times
@@ -29,6 +29,7 @@ _CPU_PART_TOKENS = 1024
 _GPU_PART_TOKENS = 16_384
 #: Longest time that a start spends on passes whose sizes requests will have.
 _WARM_UP_S = 3.0
+_NO_MEMORY = ("can't allocate memory", "std::bad_alloc", "out of memory")
 
 _log = logging.getLogger(__name__)
 
@@ -44,17 +45,24 @@ class Replica:
         cache: FeatureCache[torch.Tensor],
         metrics: Metrics,
         loop: asyncio.AbstractEventLoop,
+        longest_batch_s: float = math.inf,
     ) -> None:
+        """``longest_batch_s``: with a batch that takes longer, the replica counts as failed."""
         self._loaded = loaded
         self._bank = bank
         self._batcher = batcher
         self._cache = cache
         self._metrics = metrics
         self._loop = loop
-        on_gpu = loaded.encoder.device.type == "cuda"
-        padded_tokens = _GPU_PART_TOKENS if on_gpu else _CPU_PART_TOKENS
+        self._on_gpu = loaded.encoder.device.type == "cuda"
+        padded_tokens = _GPU_PART_TOKENS if self._on_gpu else _CPU_PART_TOKENS
         self._part_tokens = padded_tokens if bank.pads else math.inf
         self._stopwatch = _Stopwatch(loaded.encoder.device)
+        self._longest_batch_s = longest_batch_s
+        self._serving_since_s = math.inf
+        #: What was taken and has no answer on its way yet.
+        self._unanswered: list[Batch] = []
+        self._ended = False
         self._thread = threading.Thread(target=self._run, name="labelmux-replica", daemon=True)
 
     def start(self) -> None:
@@ -69,14 +77,29 @@ class Replica:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+        """Whether the thread runs and gets on."""
+        return self._thread.is_alive() and not self.failed
+
+    @property
+    def failed(self) -> bool:
+        """Whether the thread ended by a fault, or hangs."""
+        return self._ended or time.monotonic() - self._serving_since_s > self._longest_batch_s
 
     def _run(self) -> None:
-        while (batch := self._batcher.take()) is not None:
-            self._serve(batch)
+        try:
+            while (batch := self._batcher.take()) is not None:
+                self._serving_since_s = time.monotonic()
+                self._unanswered = [batch]
+                self._serve(batch)
+                self._serving_since_s = math.inf
+        except BaseException:  # noqa: BLE001 - the thread's end: whoever waits is told
+            _log.critical("the encoder's thread ended", exc_info=True)
+            self._ended = True
+            for left in (*self._unanswered, Batch(self._batcher.close())):
+                self._loop.call_soon_threadsafe(left.deliver, NotReadyError())
 
-    def _serve(self, batch: Batch) -> None:
+    def _serve(self, batch: Batch, *, may_split: bool = True) -> None:
+        """Answer a batch; if there is no memory for it, each half by itself."""
         started = time.monotonic()
         answers: Sequence[Sequence[NDArray[np.float32]]] | BaseException
         encode_s = 0.0
@@ -84,14 +107,33 @@ class Replica:
             answers, encode_s = self._answer(batch) if batch.rows else ([], 0.0)
         except Exception as error:  # noqa: BLE001 - the batch boundary: fails these rows alone
             _log.exception("a batch of %d texts failed", len(batch.rows))
-            answers = error
+            # The fault itself would keep what the failed pass had allocated.
+            answers = OutOfMemoryError() if is_out_of_memory(error) else error
+        if isinstance(answers, BaseException):
+            self._recover()
+            if may_split and len(batch.rows) > 1 and isinstance(answers, OutOfMemoryError):
+                halves = batch.halves()
+                self._unanswered = list(halves)
+                for half in halves:
+                    self._serve(half, may_split=False)
+                return
         seconds = time.monotonic() - started
         times = Times(started, encode_s, seconds - encode_s)
         if batch.rows:
             self._batcher.done(batch, seconds)
             failed = isinstance(answers, BaseException)
             self._metrics.batches.record(batch, times, failed=failed)
+        self._unanswered.remove(batch)
         self._loop.call_soon_threadsafe(batch.deliver, answers, times)
+
+    def _recover(self) -> None:
+        """After a fault, see whether the device still works; if it does not, the thread ends.
+
+        CUDA fails every call after some faults, for as long as the process lives.
+        """
+        if self._on_gpu:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def _answer(self, batch: Batch) -> tuple[list[list[NDArray[np.float32]]], float]:
@@ -150,6 +192,13 @@ class Replica:
             if row.edit is None and self._cache.wants(row.key, own.nbytes):
                 self._cache.keep(row.key, own.clone())
         return features
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on whatever device; torch has no kind of its own for CPUs."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _NO_MEMORY)
 
 
 def parts(rows: Sequence[EncoderRow], part_tokens: float) -> Iterator[Sequence[EncoderRow]]:

@@ -26,7 +26,9 @@ from labelmux_server.app import create_app
 from labelmux_server.connections import Connection
 from labelmux_server.errors import SettingsError
 from labelmux_server.keyring import Access, check_exposure
+from labelmux_server.service import Service
 from labelmux_server.settings import Settings
+from labelmux_server.watchdog import watch
 
 _KEEP_ALIVE_S = 30
 
@@ -74,7 +76,12 @@ async def _run(app: FastAPI, server: _Server, bound: socket.socket) -> None:
         # What is here by now stays; a full collection would walk it and stop all threads for 80 ms.
         gc.collect()
         gc.freeze()
+        service: Service = app.state.service
+        watching = asyncio.create_task(
+            watch(lambda: service.failed, service.settings.watchdog_grace_s)
+        )
         await server.serve(sockets=[bound])
+    watching.cancel()
 
 
 class _Server(uvicorn.Server):

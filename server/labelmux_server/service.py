@@ -131,7 +131,13 @@ class Service:
                 except StorageError as error:
                     raise StateError(str(error)) from error
                 service._replica = Replica(
-                    encoder, service._bank, service.batcher, service._cache, metrics, loop
+                    encoder,
+                    service._bank,
+                    service.batcher,
+                    service._cache,
+                    metrics,
+                    loop,
+                    settings.watchdog_s,
                 )
                 service._replica.start()
                 undo.pop_all()
@@ -167,8 +173,13 @@ class Service:
 
     @property
     def alive(self) -> bool:
-        """Whether the replica's thread runs."""
+        """Whether the replica takes batches and gets on with them."""
         return self._replica is not None and self._replica.alive
+
+    @property
+    def failed(self) -> bool:
+        """Whether the replica is down for good, though nobody stopped it."""
+        return self._replica is not None and self._replica.failed
 
     async def change(self, action: str, work: Callable[[Changes], Result]) -> Result:
         """Run one change, after those before it. It completes even if the caller leaves."""

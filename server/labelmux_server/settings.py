@@ -206,6 +206,14 @@ class Settings:
     request_timeout_s: float = field(
         default=30.0, metadata=_about("Longest time to answer a classification.", low=0.001)
     )
+    watchdog_s: float = field(
+        default=120.0,
+        metadata=_about("Longest time of one batch; beyond, the server is not live.", low=0.001),
+    )
+    watchdog_grace_s: float = field(
+        default=10.0,
+        metadata=_about("Time to be seen as not live before the process exits with 70.", low=0),
+    )
     shutdown_delay_s: float = field(
         default=0.0,
         metadata=_about("After SIGTERM, time to serve on as not ready.", low=0),

@@ -76,6 +76,7 @@ TABLE: Mapping[type[Exception], Answer] = {
     errors.DiskFullError: Answer(507, "disk_full"),
     errors.StorageError: Answer(503, "storage_failed"),
     errors.AdapterDamagedError: Answer(500, "adapter_damaged"),
+    errors.OutOfMemoryError: Answer(503, "out_of_memory"),
     errors.NotReadyError: Answer(503, "not_ready"),
     errors.DrainingError: Answer(503, "draining"),
     errors.TimedOutError: Answer(504, "timeout"),

@@ -153,6 +153,11 @@ class Batch:
             {submission.rows[place].slot for row in self.rows for submission, place in row.readers}
         )
 
+    def halves(self) -> tuple[Batch, Batch]:
+        """The same in two batches."""
+        half = len(self.rows) // 2
+        return Batch(self.rows[:half], self.expired), Batch(self.rows[half:])
+
     def deliver(
         self, answers: Sequence[Sequence[Any]] | BaseException, times: Times | None = None
     ) -> None:

@@ -196,6 +196,7 @@ CODES: Mapping[str, type[StatusError]] = {
     "not_ready": NotReadyError,
     "draining": NotReadyError,
     "adapter_damaged": ServerFailureError,
+    "out_of_memory": ServerFailureError,
     "storage_failed": ServerFailureError,
     "disk_full": ServerFailureError,
     "store_full": ServerFailureError,
