@@ -34,8 +34,8 @@ from labelmux_encoder.weights import LoadedEncoder, load_encoder, read_checkpoin
 from labelmux_training.features import FeatureCache
 from labelmux_training.kinds import KINDS
 from labelmux_training.labels import label_ids
+from labelmux_training.linear import fit_probe
 from labelmux_training.metrics import Ids, confusion, macro_f1
-from labelmux_training.probe import fit_probe
 from labelmux_training.settings import TrainerSettings
 from labelmux_training.sizes import choose_sizes
 from labelmux_training.trainer import Labelled, fit
@@ -99,11 +99,11 @@ def score(
     features, dev_features = (
         cache.features(loaded, split.texts, MAX_TOKENS) for split in (rows, task.dev)
     )
-    if run.method == "probe":
-        found = fit_probe(features, gold, dev_features, dev_gold).dev
-        return {"accuracy": found.accuracy, "macro_f1": found.macro_f1}, len(gold)
     train, dev = Labelled(features, gold), Labelled(dev_features, dev_gold)
-    kept = _ytuning(task, loaded, train, dev, run.seed)
+    if run.method == "probe":
+        kept: Any = fit_probe(task.labels, train, dev).dev
+    else:
+        kept = _ytuning(task, loaded, train, dev, run.seed)
     return {"accuracy": kept.accuracy, "macro_f1": kept.macro_f1}, len(gold)
 
 

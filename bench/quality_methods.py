@@ -14,19 +14,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from full_finetuning import EVALUATIONS, MAX_TOKENS, STEPS, FullSettings, epochs_for, fit_full
 from labelmux_adapters.files import Adapter
 from labelmux_encoder.weights import LoadedEncoder, read_checkpoint
 from labelmux_training.data import Dataset
 from labelmux_training.features import FeatureCache, Features
 from labelmux_training.kinds import KINDS, Kind, Logits
+from labelmux_training.linear import fit_probe
 from labelmux_training.options import TrainOptions
-from labelmux_training.probe import fit_probe
 from labelmux_training.serving import serve_texts
 from labelmux_training.settings import TrainerSettings, settings_for
 from labelmux_training.train import train
+from labelmux_training.trainer import Labelled
 from meter import Meter
 
 _FP32_BYTES = 4
@@ -110,7 +109,6 @@ def _best_layer(problem: Problem, _learning_rate: float, _seed: int) -> Outcome:
 def _probe_layers(problem: Problem, choose: Callable[[int], list[int]]) -> Outcome:
     """A probe on each of these hidden states, given how many there are; the best by dev."""
     loaded = problem.loaded
-    gold, dev_gold = problem.gold(problem.train), problem.gold(problem.dev)
     with tempfile.TemporaryDirectory() as folder:
         cache = FeatureCache(Path(folder))
         with Meter() as meter:
@@ -119,21 +117,29 @@ def _probe_layers(problem: Problem, choose: Callable[[int], list[int]]) -> Outco
                 for split in (problem.train, problem.dev)
             )
             probes = {
-                layer: fit_probe(_layer(train, layer), gold, _layer(dev, layer), dev_gold)
+                layer: fit_probe(
+                    problem.labels,
+                    _labelled(problem, train, layer, problem.train),
+                    _labelled(problem, dev, layer, problem.dev),
+                )
                 for layer in choose(train.states)
             }
-            best = max(probes, key=lambda layer: probes[layer].dev.accuracy)
+            best = max(probes, key=lambda layer: probes[layer].dev.score)
         test = cache.features(loaded, problem.test.texts, MAX_TOKENS)
         parameters = len(problem.labels) * (loaded.encoder.config.hidden_size + 1)
         return Outcome(
-            dev=list(probes[best].scores(_layer(dev, best)).astype(np.float32)),
-            test=list(probes[best].scores(_layer(test, best)).astype(np.float32)),
+            dev=list(probes[best].logits(_layer(dev, best))),
+            test=list(probes[best].logits(_layer(test, best))),
             parameters=parameters,
             share=parameters / loaded.encoder.parameter_count,
             file_bytes=_FP32_BYTES * parameters,
             meter=meter,
-            by_layer=tuple(probe.dev.accuracy for probe in probes.values()),
+            by_layer=tuple(probe.dev.score for probe in probes.values()),
         )
+
+
+def _labelled(problem: Problem, features: Features, layer: int, split: Dataset) -> Labelled:
+    return Labelled(_layer(features, layer), problem.gold(split), problem.kind)
 
 
 def _layer(features: Features, layer: int) -> Features:

@@ -356,6 +356,7 @@ def test_a_damaged_folder_says_which_file_and_what_to_do(bases, folder):
     refused("NaN")
     changed_tensors(folder, lambda held: held.update({ONE: torch.ones(8, 32, dtype=torch.int8)}))
     refused("dtype torch.int8")
+    tensors.write_bytes(whole)
     changed_tensors(folder, lambda held: held.update({"odd": torch.ones(1)}))
     refused("'odd' does not begin")
     tensors.write_bytes(whole[:-4])

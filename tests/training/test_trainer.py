@@ -10,7 +10,6 @@ import torch
 from labelmux_adapters.ytuning import YTuningSizes, expected_tensors, from_tensors
 from labelmux_training.errors import OptionsError
 from labelmux_training.features import Features
-from labelmux_training.probe import fit_probe
 from labelmux_training.progress import NoProgress
 from labelmux_training.settings import TrainerSettings
 from labelmux_training.trainer import Labelled, fit, predict
@@ -131,10 +130,3 @@ def test_progress_hears_every_step(
 def test_impossible_settings_are_named(option: str, value: object) -> None:
     with pytest.raises(OptionsError, match=option):
         TrainerSettings(**{option: value})
-
-
-def test_the_probe_learns_too(rows: tuple[Labelled, Labelled]) -> None:
-    train, dev = rows
-    probe = fit_probe(train.features, train.gold, dev.features, dev.gold)
-    assert probe.dev.accuracy >= 0.9
-    assert probe.measure(dev.features, dev.gold) == probe.dev

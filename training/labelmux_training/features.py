@@ -25,6 +25,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from labelmux_adapters.kinds import Pooling
 from labelmux_adapters.ytuning import normalise_states
 from labelmux_encoder.batch import pack_rows
 from labelmux_encoder.tokenizer import TextInput, TokenRow
@@ -91,6 +92,18 @@ class Features:
         """The same, one text's tokens after the other's, as the bank reads them. [L+1, N, H]"""
         features, mask = self.batch(rows)
         return features[:, mask]
+
+    def pooled(self, pooling: Pooling | None) -> Tensor:
+        """What a linear head reads of the last state. [rows, H]; None: every token's. [N, H]"""
+        if pooling == "mean":
+            return self.means()
+        hidden = self.values.shape[1] // self.states
+        tokens = self.starts
+        if pooling is None:
+            ends = self.lengths.cumsum(0)
+            first = (self.starts - ends + self.lengths).repeat_interleave(self.lengths)
+            tokens = first + torch.arange(int(ends[-1]))
+        return self.values[tokens, -hidden:].float()
 
     def means(self) -> Tensor:
         """Mean of the last state over each text's real tokens. [rows, H]"""

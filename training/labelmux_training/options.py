@@ -80,11 +80,9 @@ class TrainOptions:
     def check_kind(self, kind: Kind) -> None:
         """Raises OptionsError where an option is not one of this kind of task."""
         kind.check(self.trainer)
-        for option, asked in (
-            ("abstain_at_accuracy", self.abstain_at_accuracy is not None),
-            ("probe", self.probe),
-        ):
-            if asked and kind.name != "single_label":
-                raise OptionsError(
-                    option, f"this is a {kind.name} task", "it is for tasks of single labels"
-                )
+        if self.abstain_at_accuracy is not None and kind.name != "single_label":
+            raise OptionsError(
+                "abstain_at_accuracy",
+                f"this is a {kind.name} task",
+                "it is for tasks of single labels",
+            )

@@ -16,13 +16,14 @@ from typing_extensions import override
 from labelmux_adapters.edited import EditMethod
 from labelmux_adapters.files import Adapter
 from labelmux_adapters.kinds import Pooling
+from labelmux_adapters.linear import LINEAR
 from labelmux_adapters.methods import METHODS
-from labelmux_adapters.ytuning import YTuningSizes
 from labelmux_encoder.weights import LoadedEncoder, fingerprint_of, read_checkpoint
 from labelmux_training.data import Dataset
 from labelmux_training.edited_trainer import AdapterForm, Constants, LabelledTokens, fit_edited
 from labelmux_training.errors import OptionsError
 from labelmux_training.features import FeatureCache, Features
+from labelmux_training.linear import Probe, fit_probe
 from labelmux_training.loop import Fit
 from labelmux_training.options import DEFAULT_MAX_TOKENS, TrainOptions
 from labelmux_training.progress import Progress
@@ -31,6 +32,9 @@ from labelmux_training.serving import serve_features, serve_tokens
 from labelmux_training.sizes import LARGEST_SHARE, choose_edit_sizes, choose_sizes, share
 from labelmux_training.task_rows import TaskRows
 from labelmux_training.trainer import Labelled, fit
+
+#: What a linear head reads where nothing is asked for.
+DEFAULT_POOLING: Pooling = "mean"
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,14 @@ class Recipe(ABC):
             test=None if test is None else self._labelled(test, task.test or task.dev),
         )
 
+    def probe(self, pooling: Pooling = DEFAULT_POOLING) -> Probe:
+        """A linear probe of the same rows."""
+        self.progress.start("probe", total=1, unit="fit")
+        found = fit_probe(self.task.labels, self.encoded.train, self.encoded.dev, pooling)
+        self.progress.advance()
+        self.progress.done()
+        return found
+
     def _features(self, dataset: Dataset, name: str) -> Features:
         cache = FeatureCache(self.options.cache_dir)
         features = cache.features(
@@ -113,36 +125,7 @@ class Recipe(ABC):
 
 
 class FromFeatures(Recipe):
-    """Y-Tuning: the encoder is read once."""
-
-    @cached_property
-    def _own_sizes(self) -> YTuningSizes:
-        labels, tokens = len(self.task.labels), self.task.kind.name == "token"
-        sizes = choose_sizes(self.loaded, labels, self.options.sizes, tokens=tokens)
-        found = share(self.loaded, sizes, labels, tokens=tokens)
-        if found > LARGEST_SHARE:
-            self.progress.say(
-                f"the adapter (width {sizes.width}) has {found:.1%} of the encoder's parameters, "
-                f"above {LARGEST_SHARE:.0%}"
-            )
-        return sizes
-
-    @property
-    @override
-    def sizes(self) -> Mapping[str, int]:
-        return self._own_sizes.to_mapping()
-
-    @override
-    def fit(self) -> Fit:
-        return fit(
-            self._own_sizes,
-            self.task.labels,
-            self.encoded.train,
-            self.encoded.dev,
-            self.options.trainer,
-            self._label_features(),
-            self.progress,
-        )
+    """A method that leaves the pass alone: the encoder is read once."""
 
     @override
     def answers(self, adapter: Adapter, dataset: Dataset) -> Any:
@@ -153,6 +136,43 @@ class FromFeatures(Recipe):
     @override
     def over(self) -> None:
         """Nothing was kept but the features, which another run may read."""
+
+
+class YTuningRecipe(FromFeatures):
+    """Y-Tuning."""
+
+    def __init__(
+        self, options: TrainOptions, loaded: LoadedEncoder, task: TaskRows, progress: Progress
+    ) -> None:
+        super().__init__(options, loaded, task, progress)
+        if options.pooling is not None:
+            problem = f"{options.pooling!r} means nothing to the method {options.method}"
+            raise OptionsError("pooling", problem, "leave it out")
+        labels, tokens = len(task.labels), task.kind.name == "token"
+        self._sizes = choose_sizes(loaded, labels, options.sizes, tokens=tokens)
+        found = share(loaded, self._sizes, labels, tokens=tokens)
+        if found > LARGEST_SHARE:
+            progress.say(
+                f"the adapter (width {self._sizes.width}) has {found:.1%} of the encoder's "
+                f"parameters, above {LARGEST_SHARE:.0%}"
+            )
+
+    @property
+    @override
+    def sizes(self) -> Mapping[str, int]:
+        return self._sizes.to_mapping()
+
+    @override
+    def fit(self) -> Fit:
+        return fit(
+            self._sizes,
+            self.task.labels,
+            self.encoded.train,
+            self.encoded.dev,
+            self.options.trainer,
+            self._label_features(),
+            self.progress,
+        )
 
     def _label_features(self) -> Tensor | None:
         """What the label vectors start from. [K, H]"""
@@ -166,6 +186,26 @@ class FromFeatures(Recipe):
         return self.encoded.train.class_means(len(labels))
 
 
+class LinearRecipe(FromFeatures):
+    """The linear probe."""
+
+    def __init__(
+        self, options: TrainOptions, loaded: LoadedEncoder, task: TaskRows, progress: Progress
+    ) -> None:
+        super().__init__(options, loaded, task, progress)
+        self._sizes = choose_edit_sizes(LINEAR, loaded, options.sizes, pair=task.train_file.pair)
+        self.pooling = pooling_of(options, task)
+
+    @property
+    @override
+    def sizes(self) -> Mapping[str, int]:
+        return self._sizes
+
+    @override
+    def fit(self) -> Fit:
+        return self.probe(self.pooling or DEFAULT_POOLING).fit()
+
+
 class ThroughPass(Recipe):
     """A method that changes the pass."""
 
@@ -177,8 +217,7 @@ class ThroughPass(Recipe):
         assert method is not None
         self._method: EditMethod = method
         self._sizes = choose_edit_sizes(method, loaded, options.sizes, pair=task.train_file.pair)
-        if task.kind.name != "token":
-            self.pooling = options.pooling or DEFAULT_POOLING
+        self.pooling = pooling_of(options, task)
         self._checkpoint = Checkpoint(options.out.with_suffix(".run"), self._digest())
 
     @property
@@ -238,20 +277,26 @@ class ThroughPass(Recipe):
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-#: What a linear head reads where nothing is asked for.
-DEFAULT_POOLING: Pooling = "mean"
-
-
 def recipe_for(
     options: TrainOptions, loaded: LoadedEncoder, task: TaskRows, progress: Progress
 ) -> Recipe:
     """The recipe of the method that is asked for."""
-    if METHODS[options.method].edited is None:
-        if options.pooling is not None:
-            problem = f"{options.pooling!r} means nothing to the method {options.method}"
-            raise OptionsError("pooling", problem, "leave it out")
-        return FromFeatures(options, loaded, task, progress)
-    return ThroughPass(options, loaded, task, progress)
+    of_features = {"ytuning": YTuningRecipe, "linear": LinearRecipe}
+    return of_features.get(options.method, ThroughPass)(options, loaded, task, progress)
+
+
+def pooling_of(options: TrainOptions, task: TaskRows) -> Pooling | None:
+    """What a linear head of this task reads; None: every token.
+
+    Raises:
+        OptionsError: a pooling is asked for where tokens are read.
+    """
+    if task.kind.name != "token":
+        return options.pooling or DEFAULT_POOLING
+    if options.pooling is not None:
+        problem = f"{options.pooling!r} means nothing to a token task"
+        raise OptionsError("pooling", problem, "leave it out")
+    return None
 
 
 def _token_limit(options: TrainOptions, loaded: LoadedEncoder) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from labelmux_training.errors import OptionsError
@@ -90,7 +90,7 @@ _BY_METHOD: Mapping[str, Mapping[str, Any]] = {
     "bottleneck": {**_EDITED, "learning_rate": 1e-3},
     "bitfit": {**_EDITED, "learning_rate": 3e-3},
     "ia3": {**_EDITED, "learning_rate": 1e-2},
-    "linear": {**_EDITED, "learning_rate": 1e-2},
+    "linear": {},
 }
 METHOD_NAMES = tuple(_BY_METHOD)
 
@@ -110,4 +110,6 @@ def settings_for(method: str, **asked: Any) -> TrainerSettings:
 
 def unused_settings(method: str) -> frozenset[str]:
     """Settings that mean nothing to a method."""
+    if method == "linear":  # it is solved, not trained in steps
+        return frozenset(item.name for item in fields(TrainerSettings)) - {"seed"}
     return _OF_PASS if method == "ytuning" else _OF_FEATURES

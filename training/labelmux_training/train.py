@@ -14,9 +14,8 @@ from labelmux_training.assemble import Assembly, write_file
 from labelmux_training.calibration import fit_abstain
 from labelmux_training.kinds import Kind
 from labelmux_training.loop import Fit
-from labelmux_training.metrics import AnyMetrics, Metrics
+from labelmux_training.metrics import AnyMetrics
 from labelmux_training.options import TrainOptions
-from labelmux_training.probe import fit_probe
 from labelmux_training.progress import NoProgress, Progress
 from labelmux_training.recipes import Recipe, recipe_for
 from labelmux_training.report import Report, render_report
@@ -36,8 +35,8 @@ class TrainResult:
     size_bytes: int
     dev: AnyMetrics
     test: AnyMetrics | None = None
-    probe_dev: Metrics | None = None
-    probe_test: Metrics | None = None
+    probe_dev: AnyMetrics | None = None
+    probe_test: AnyMetrics | None = None
 
     def to_json(self) -> dict[str, object]:
         """The dev metrics, as ``labelmux evaluate`` gives them, and what else is known."""
@@ -167,16 +166,16 @@ def _card(name: str, metrics: AnyMetrics | None) -> dict[str, str]:
     }
 
 
-def _probe(recipe: Recipe) -> tuple[Metrics | None, Metrics | None]:
+def _probe(recipe: Recipe) -> tuple[AnyMetrics | None, AnyMetrics | None]:
     if not recipe.options.probe:
         return None, None
-    encoded, progress = recipe.encoded, recipe.progress
-    progress.start("probe", total=1, unit="fit")
-    train_rows, dev, test = encoded.train, encoded.dev, encoded.test
-    probe = fit_probe(train_rows.features, train_rows.gold, dev.features, dev.gold)
-    progress.advance()
-    progress.done()
-    return probe.dev, None if test is None else probe.measure(test.features, test.gold)
+    probe, task = recipe.probe(), recipe.task
+    dev, test = recipe.encoded.dev, recipe.encoded.test
+    if test is None:
+        return probe.dev, None
+    calibration = task.kind.calibrate(dev.gold, probe.logits(dev.features))
+    logits = probe.logits(test.features)
+    return probe.dev, task.kind.measure(test.gold, logits, task.labels, calibration)
 
 
 def _report_numbers(result: TrainResult) -> dict[str, AnyMetrics]:
