@@ -54,9 +54,13 @@ class Stack(Slots):
         """
 
     def _take(self, slots: Index) -> Constants:
-        """Constants of these slots, which ascend; views where they are adjacent. Each [G, …]"""
+        """Constants of these slots, in order; views where each is the next one's neighbour.
+
+        A slot may come twice, so that as many as lie between the first and the last need not be
+        all of those. Each [G, …]
+        """
         first, last = int(slots[0]), int(slots[-1]) + 1
-        if last - first == len(slots):
+        if np.array_equal(slots, np.arange(first, last)):
             return {name: tensor[first:last] for name, tensor in self._tensors.items()}
         index = torch.from_numpy(slots).to(self._device)
         return {name: tensor.index_select(0, index) for name, tensor in self._tensors.items()}

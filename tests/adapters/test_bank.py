@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 
+from labelmux_adapters import kernels
 from labelmux_adapters.bank import Bank, Slot
 from labelmux_adapters.files import Adapter
 from labelmux_adapters.ytuning import YTuningSizes, from_tensors
@@ -77,6 +80,38 @@ def test_one_task_far_more_often_than_the_others_is_right(make_adapter: MakeAdap
     for (text, which), logits in zip(chosen, found, strict=True):
         expected = plain(adapters[which], features)[text]
         assert np.abs(logits - expected).max() < TOLERANCE
+
+
+@pytest.mark.parametrize("kernels_serve", [True, False])
+@pytest.mark.parametrize("kind", ["single_label", "token"])
+@pytest.mark.parametrize("method", ["ytuning", "linear"])
+def test_any_share_of_a_batch_is_read_by_its_own_adapter(
+    make_adapter: MakeAdapter,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    kind: str,
+    kernels_serve: bool,
+) -> None:
+    """One adapter's rows may take as many groups as there are adapters between it and another."""
+    if not kernels_serve:
+        monkeypatch.setattr(kernels, "serves", lambda *_: False)
+    bank = Bank()
+    features = texts()
+    labels = ("O", "B-x", "I-x")
+    slots = [
+        bank.add(make_adapter(labels, seed=seed, method=method, task_kind=kind))
+        for seed in range(4)
+    ]
+    alone = [
+        [bank.readout(features, LENGTHS, [(text, slot)])[0] for text in range(6)] for slot in slots
+    ]
+    for counts in itertools.product(range(4), repeat=4):
+        chosen = [(at % 6, which) for which in range(4) for at in range(counts[which])]
+        if not chosen:
+            continue
+        found = bank.readout(features, LENGTHS, [(text, slots[which]) for text, which in chosen])
+        for (text, which), logits in zip(chosen, found, strict=True):
+            assert np.abs(logits - alone[which][text]).max() < BATCH_TOLERANCE, counts
 
 
 def test_a_slot_given_back_serves_the_next_adapter(make_adapter: MakeAdapter) -> None:
