@@ -15,7 +15,7 @@ KERNELS := encoder/labelmux_encoder/kernels adapters/labelmux_adapters/kernels
 $(STAMP): pyproject.toml clients/python/pyproject.toml constraints.txt $(wildcard $(KERNELS:=/*.cpp) $(KERNELS:=/*.h))
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt hatchling editables
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e clients/python -e '.[train,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e clients/python -e '.[train,otel,dev]'
 	$(BIN)/python -m labelmux_encoder.kernels
 	$(BIN)/python -m labelmux_adapters.kernels
 	touch $(STAMP)

@@ -48,7 +48,7 @@ def installed_by_setup() -> set[str]:
     """Every requirement of ``make setup``, and theirs, as far as they hold on this machine."""
     ours = project()["project"]
     wanted = [*ours["dependencies"], *project("clients/python")["project"]["dependencies"]]
-    for extra in ("train", "dev"):
+    for extra in ("train", "otel", "dev"):
         wanted += ours["optional-dependencies"][extra]
     wanted += project()["build-system"]["requires"]
     found: set[str] = set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -24,15 +25,24 @@ from labelmux_server.edge import Edge, add_error_handlers
 from labelmux_server.metrics import Metrics
 from labelmux_server.service import Service
 from labelmux_server.settings import Settings
+from labelmux_server.tracing import Tracing
 
 DESCRIPTION = "One frozen DeBERTa encoder, any number of text classifiers, swapped while it serves."
 
 
-def create_app(settings: Settings, loaded: LoadedEncoder | None = None) -> FastAPI:
+def create_app(
+    settings: Settings, loaded: LoadedEncoder | None = None, tracing: Tracing | None = None
+) -> FastAPI:
     """The app. Its lifespan opens the state folder and loads the encoder, unless one is given.
 
-    ``app.state.service`` is there while the lifespan runs.
+    ``app.state.service`` is there while the lifespan runs. ``tracing``: in place of what the
+    settings say.
+
+    Raises:
+        SettingsError: traces are wanted, and what they need is not installed.
     """
+    if tracing is None and settings.otlp_endpoint is not None:
+        tracing = Tracing.to_collector(settings.otlp_endpoint, settings.trace_share)
     metrics = Metrics(settings.task_metrics)
 
     @asynccontextmanager
@@ -42,6 +52,8 @@ def create_app(settings: Settings, loaded: LoadedEncoder | None = None) -> FastA
             yield
         finally:
             await app.state.service.stop()
+            if tracing is not None:
+                await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="labelmux",
@@ -65,6 +77,7 @@ def create_app(settings: Settings, loaded: LoadedEncoder | None = None) -> FastA
         metrics=metrics,
         direct=direct,
         max_concurrent_requests=settings.max_concurrent_requests,
+        tracing=tracing,
     )
     add_error_handlers(app, metrics)
     for router in (

@@ -10,7 +10,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -31,8 +31,10 @@ from labelmux_server.errors import (
     ServerError,
     UnauthorizedError,
 )
+from labelmux_server.logs import REQUEST_ID
 from labelmux_server.metrics import Metrics, Reading
 from labelmux_server.statuses import answer_for
+from labelmux_server.tracing import RequestSpan, Tracing
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _UNMATCHED = "unmatched"
@@ -52,10 +54,12 @@ class Edge:
         metrics: Metrics,
         direct: Mapping[tuple[str, str], Endpoint],
         max_concurrent_requests: int,
+        tracing: Tracing | None = None,
     ) -> None:
         """``direct``: by method and path, routes without parameters that read their own body."""
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
         self._max_in_flight = max_concurrent_requests
         self._in_flight = 0
         metrics.watch(Reading("requests_in_flight", "Requests in work.", lambda: self._in_flight))
@@ -66,7 +70,10 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(Headers(scope=scope).get("x-request-id"))
+        headers = Headers(scope=scope)
+        request_id = _request_id(headers.get("x-request-id"))
+        REQUEST_ID.set(request_id)
+        span = self._tracing.begin(scope["method"], headers) if self._tracing else None
         started = time.monotonic()
         scope.setdefault("state", {}).update(request_id=request_id, started_s=started)
         status: list[int] = []
@@ -81,14 +88,15 @@ class Edge:
         try:
             await self._choose(scope)(scope, receive, send_with_id)
         except Exception:  # noqa: BLE001 - the app's last handler
-            _log.exception("request %s failed", request_id, extra={"request_id": request_id})
-            self._metrics.record_rejected(answer_for(InternalError).code)
+            _log.exception("request %s failed", request_id)
             if not status:
+                self._metrics.record_rejected(answer_for(InternalError).code)
                 response = error_answer(InternalError(), scope["path"], request_id)
                 await response(scope, receive, send_with_id)
         finally:
             self._in_flight -= 1
-            self._record(scope, request_id, status, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            self._record(scope, request_id, status[0] if status else 499, seconds, span)
 
     def _choose(self, scope: Scope) -> ASGIApp:
         """Who serves the request; a probe is answered however much is in work."""
@@ -114,26 +122,23 @@ class Edge:
 
         return app
 
-    def _record(self, scope: Scope, request_id: str, status: Sequence[int], seconds: float) -> None:
+    def _record(
+        self, scope: Scope, request_id: str, status: int, seconds: float, span: RequestSpan | None
+    ) -> None:
         direct = (scope["method"], scope["path"]) in self._direct
         route = scope["path"] if direct else getattr(scope.get("route"), "path", _UNMATCHED)
-        code = status[0] if status else 499
-        self._metrics.record_request(route, code, seconds)
-        _log.info(
-            "%s %s %d %.1f ms",
-            scope["method"],
-            route,
-            code,
-            seconds * 1000,
-            extra={
-                "request_id": request_id,
-                "method": scope["method"],
-                "route": route,
-                "status": code,
-                "duration_ms": round(seconds * 1000, 1),
-                "key": scope["state"]["caller"].key if "caller" in scope["state"] else None,
-            },
-        )
+        self._metrics.record_request(route, status, seconds)
+        line = {
+            "method": scope["method"],
+            "route": route,
+            "status": status,
+            "duration_ms": round(seconds * 1000, 1),
+            "key": scope["state"]["caller"].key if "caller" in scope["state"] else None,
+        }
+        if span is not None:
+            span.end(route, status, request_id)
+            line["trace_id"] = span.trace_id
+        _log.info("%s %s %d %.1f ms", scope["method"], route, status, seconds * 1000, extra=line)
 
 
 def _request_id(sent: str | None) -> str:

@@ -6,6 +6,7 @@ Runs on the event loop.
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,9 @@ from labelmux_server.statuses import answer_for
 from labelmux_server.submission import Row, Submission, edited_key, row_key
 from labelmux_server.task_metrics import ANSWERED, TaskMetrics
 from labelmux_server.tokenizer_pool import Encoded, TokenizerPool, Want
+from labelmux_server.tracing import current_span
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,7 @@ class Engine:
         max_tokens: int,
         max_text_tokens: int,
         timeout_s: float,
+        log_texts: bool,
     ) -> None:
         """``max_text_tokens``: of a text at a time, for every task; 0: what its task reads."""
         self._registry = registry
@@ -106,6 +111,7 @@ class Engine:
         self._max_tokens = max_tokens
         self._max_text_tokens = max_text_tokens or sys.maxsize
         self._timeout_s = timeout_s
+        self._log_texts = log_texts
 
     async def classify(
         self,
@@ -122,6 +128,8 @@ class Engine:
             TooManyTextsError: texts, or windows, times tasks are more than may ever wait.
             TimedOutError: no answer in time.
         """
+        if self._log_texts:
+            _log.info("%s asked of %s", list(texts), list(names))
         call = _Call(
             self._registry,
             self._residency,
@@ -164,6 +172,10 @@ class Engine:
             "encode": submission.encode_s,
             "readout": submission.readout_s,
         }
+        if (span := current_span()) is not None:
+            begun_s = {"tokenise": started, "queue": submission.submitted_s}
+            sizes = {"texts": len(texts), "tasks": len(call.names), "tokens": total}
+            span.add_stages(stages, begun_s, sizes)
         return Classified(call.columns(submission.answers), submission.encoder_rows, total, stages)
 
     def _check_rows(self, what: str, rows: int) -> None:

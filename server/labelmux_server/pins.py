@@ -52,7 +52,8 @@ class Pins:
                 f"{error}"
             ) from error
         loaded = [version for version, hold in holds if self._settle(version.task, hold)]
-        _log.info("%d tasks preloaded, %d pinned", len(loaded), len(self._holds))
+        if loaded:
+            _log.info("%d tasks preloaded, %d pinned", len(loaded), len(self._holds))
         return loaded
 
     @contextmanager

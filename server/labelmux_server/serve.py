@@ -59,7 +59,7 @@ def serve(settings: Settings, announce: Announce | None = None) -> None:
         StateError: the state folder cannot be used.
         EncoderError: the encoder cannot be loaded.
     """
-    logs.configure(settings.log_format, settings.log_level)
+    logs.configure(settings.log_format, settings.log_level, log_texts=settings.log_texts)
     check_exposure(settings)
     _allow_many_connections()
     with _bound(settings) as bound:

@@ -98,6 +98,7 @@ class Service:
             max_tokens=settings.max_queue_tokens,
             max_text_tokens=settings.max_text_tokens,
             timeout_s=settings.request_timeout_s,
+            log_texts=settings.log_texts,
         )
         self._cache = FeatureCache[Any](settings.feature_cache_bytes)
         self._replica: Replica | None = None

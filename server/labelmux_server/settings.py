@@ -27,6 +27,8 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 #: What a header can carry, or a digest.
 _ADMIN_KEY = re.compile(r"(?!sha256:)\S+|sha256:[0-9a-fA-F]{64}")
 
+_URL = re.compile(r"https?://[^/\s]+")
+
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
@@ -230,6 +232,20 @@ class Settings:
         default="plain", metadata=_about("Log lines as plain text or as JSON.")
     )
     log_level: LogLevel = field(default="info", metadata=_about("Least level that is logged."))
+    log_texts: bool = field(
+        default=False,
+        metadata=_about("Log the texts of every call, and what unforeseen errors say of them."),
+    )
+    otlp_endpoint: str | None = field(
+        default=None,
+        metadata=_about(
+            "Where traces go, such as `http://collector:4318`; needs `labelmux[otel]`. None: none."
+        ),
+    )
+    trace_share: float = field(
+        default=1.0,
+        metadata=_about("The share of requests that are traced, of those without a trace.", low=0),
+    )
 
     def __post_init__(self) -> None:
         kinds = typing.get_type_hints(type(self))
@@ -242,6 +258,13 @@ class Settings:
                 "admin_key is no key; set one without spaces, or sha256: and the 64 hexadecimal "
                 "digits of one's digest, or leave it out"
             )
+        if self.otlp_endpoint is not None and not _URL.match(self.otlp_endpoint):
+            raise SettingsError(
+                f"otlp_endpoint is {self.otlp_endpoint!r}; give a collector's address, such as "
+                "http://collector:4318"
+            )
+        if self.trace_share > 1:
+            raise SettingsError(f"trace_share is {self.trace_share}; a share is at most 1")
         if 0 < self.max_text_tokens < _LEAST_TEXT_TOKENS:
             raise SettingsError(
                 f"max_text_tokens is {self.max_text_tokens}, which leaves nothing to read; give at "

@@ -111,20 +111,6 @@ def test_a_fault_in_a_route_is_answered_with_the_one_body(serving, monkeypatch, 
     serving(scenario)
 
 
-def test_the_log_has_routes_and_ids_but_never_texts(serving, adapter_bytes, caplog):
-    async def scenario(client, service):
-        await client.put("/v1/tasks/t/adapter", content=adapter_bytes())
-        headers = {"x-request-id": "find-me"}
-        for body in ({"task": "t", "texts": "SECRET"}, {"task": "t", "texts": ["SECRET"], "x": 1}):
-            await client.post("/v1/classify", json=body, headers=headers)
-
-    with caplog.at_level(logging.DEBUG, logger="labelmux_server"):
-        serving(scenario)
-    assert any(getattr(record, "request_id", "") == "find-me" for record in caplog.records)
-    assert "/v1/classify" in caplog.text
-    assert "SECRET" not in caplog.text
-
-
 def test_the_log_says_whose_key_asked_also_where_it_was_refused(serving, caplog):
     async def scenario(client, service):
         with opened_keys(service.settings.state_dir) as keys:

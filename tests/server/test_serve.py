@@ -131,7 +131,7 @@ def test_one_state_folder_serves_one_server(start_server, tmp_path, tiny_encoder
 @pytest.fixture
 def quiet_logs(monkeypatch):
     """Leave the test process's logging alone."""
-    monkeypatch.setattr(logs, "configure", lambda *_: None)
+    monkeypatch.setattr(logs, "configure", lambda *_, **__: None)
 
 
 def test_what_keeps_it_from_starting_is_said_in_one_line(
