@@ -99,23 +99,25 @@ def _scores(made: dict[str, Column], name: str) -> str:
     sets = [each for each in TABLES[name].sets if any(each in c.by_set for c in made.values())]
     block = largest_block(made.values())
     mean = "mean" if len(block) == len(sets) else f"mean of {', '.join(block)}"
+    seeds = {len(result.lines) for column in made.values() for result in column.by_set.values()}
+    few = len(seeds) == 1 and f", {min(seeds)} of {len(SEEDS)} seeds"
     rows = (
         (
             METHODS[column.method].title,
-            *(_shown(column.by_set.get(each)) for each in sets),
+            *(_shown(column.by_set.get(each), not few) for each in sets),
             f"{column.points(block):.1f}" if column.covers(block) else "",
         )
         for column in made.values()
     )
-    return table(("points", *sets, mean), rows)
+    return table((f"points{few or ''}", *sets, mean), rows)
 
 
-def _shown(result: Result | None) -> str:
+def _shown(result: Result | None, with_seeds: bool) -> str:
     if result is None:
         return ""
     spread = "" if math.isnan(result.deviation) else f" ± {result.deviation:.1f}"
-    seeds = "" if len(result.lines) == len(SEEDS) else f" ({len(result.lines)})"
-    return f"{result.points:.1f}{spread}{seeds}"
+    fewer = with_seeds and len(result.lines) < len(SEEDS)
+    return f"{result.points:.1f}{spread}{f' ({len(result.lines)})' if fewer else ''}"
 
 
 def _costs(made: dict[str, Column]) -> str:

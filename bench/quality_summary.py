@@ -23,6 +23,8 @@ from quality_plan import (
 )
 
 FULL, YTUNING, PROBE, BEST_LAYER, PASTA = "full", "ytuning", "probe", "best-layer", "pasta"
+#: Sets that are missing are named up to so many.
+_NAMED = 5
 SIZE, EDITS, FEW = "full-size", "edits", "few-rows"
 
 
@@ -146,7 +148,7 @@ def _ytuning_bars(found: Results) -> list[Bar]:
         return []
     ours, full = made[YTUNING], made[FULL]
     sets = common_sets(ours, full)
-    of = f"Y-Tuning, {_counted(sets)}:"
+    of = f"Y-Tuning, {_counted(sets, SIZE)}:"
     largest = max(ours.by_set[each].mean("share") for each in sets)
     ratios = {each: ours.by_set[each].points / full.by_set[each].points for each in sets}
     worst = min(ratios, key=lambda each: ratios[each])
@@ -170,7 +172,7 @@ def _pasta_bars(found: Results) -> list[Bar]:
     if not {PASTA, FULL} <= made.keys():
         return []
     behind, sets = _ahead(made[FULL], made[PASTA])
-    what = f"PASTA, {_counted(sets)}: points behind full fine-tuning, mean"
+    what = f"PASTA, {_counted(sets, EDITS)}: points behind full fine-tuning, mean"
     return [Bar(what, behind, "at most", 3.0)]
 
 
@@ -180,7 +182,7 @@ def _few_rows_bars(found: Results, rows: int) -> list[Bar]:
     bars = []
     if {YTUNING, PROBE} <= made.keys():
         ahead, sets = _ahead(made[YTUNING], made[PROBE])
-        what = f"Y-Tuning, {rows} rows, {_counted(sets)}: points ahead of the probe, mean"
+        what = f"Y-Tuning, {rows} rows, {_counted(sets, FEW)}: points ahead of the probe, mean"
         bars.append(Bar(what, ahead, "at least", 0.0))
     parts = [made[method] for method in PARTS if method in made]
     for method in (method for method in UNIPELT if method in made and parts):
@@ -188,13 +190,12 @@ def _few_rows_bars(found: Results, rows: int) -> list[Bar]:
         sets = common_sets(made[method], *parts)
         best = max(parts, key=lambda part: part.points(sets))
         ahead = made[method].points(sets) - best.points(sets)
-        what = (
-            f"{of}, {_counted(sets)}: points ahead of {METHODS[best.method].title}, its best part"
-        )
+        name = METHODS[best.method].title
+        what = f"{of}, {_counted(sets, FEW)}: points ahead of {name}, its best part"
         bars.append(Bar(what, ahead, "at least", 0.0))
         if FULL in made:
             ahead, sets = _ahead(made[method], made[FULL])
-            what = f"{of}, {_counted(sets)}: points ahead of full fine-tuning, mean"
+            what = f"{of}, {_counted(sets, FEW)}: points ahead of full fine-tuning, mean"
             bars.append(Bar(what, ahead, "at least", None))
     return bars
 
@@ -205,8 +206,9 @@ def _ahead(one: Column, other: Column) -> tuple[float, list[str]]:
     return one.points(sets) - other.points(sets), sets
 
 
-def _counted(sets: Sequence[str]) -> str:
-    return f"{len(sets)} set{'s' * (len(sets) != 1)}"
+def _counted(sets: Sequence[str], table: str) -> str:
+    every = len(TABLES[table].sets)
+    return f"{every} sets" if len(sets) == every else f"{len(sets)} of {every} sets"
 
 
 def gaps(found: Results, table: str) -> list[str]:
@@ -214,29 +216,28 @@ def gaps(found: Results, table: str) -> list[str]:
     said = []
     for method in TABLES[table].methods:
         wanted = [cell for cell in cells(table) if cell.method == method]
+        made = [found[cell] for cell in wanted if cell in found]
         parts = (
-            ("no run on", [c for c in wanted if c not in found]),
-            ("one learning rate on", [c for c in wanted if c in found and _fewer_rates(found[c])]),
+            ("no run on", [cell for cell in wanted if cell not in found]),
+            ("one learning rate on", [each.cell for each in made if each.tried < each.rates]),
             (
                 f"fewer than {len(SEEDS)} seeds on",
-                [c for c in wanted if c in found and len(found[c].lines) < len(SEEDS)],
+                [each.cell for each in made if len(each.lines) < len(SEEDS)],
             ),
         )
-        for what, missing in parts:
-            if missing:
-                said.append(f"{METHODS[method].title}: {what} {_named(missing, len(wanted))}")
+        missing = [f"{what} {_named(each, wanted)}" for what, each in parts if each]
+        if missing:
+            said.append(f"{METHODS[method].title}: {'; '.join(missing)}")
     return said
 
 
-def _fewer_rates(result: Result) -> bool:
-    return result.tried < result.rates
-
-
-def _named(missing: Sequence[Cell], of: int) -> str:
-    if len(missing) == of:
-        return "any of them"
-    several = len({cell.rows for cell in missing}) > 1
-    return ", ".join(f"{c.set} ({c.rows})" if several else c.set for c in missing)
+def _named(missing: Sequence[Cell], wanted: Sequence[Cell]) -> str:
+    if len(missing) == len(wanted):
+        return "any of them" if len(wanted) > 1 else "it"
+    if len(missing) > _NAMED:
+        return f"{len(missing)} of {len(wanted)}"
+    several = len({cell.rows for cell in wanted}) > 1
+    return ", ".join(f"{c.set} ({c.rows} rows)" if several else c.set for c in missing)
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -273,9 +273,18 @@ def test_a_table_says_what_is_missing_in_it(plan: ModuleType, render: ModuleType
     text = render.table_text(render.results(lines), "full-size")
     assert "| Y-Tuning | 70.0 (1) | 70.0 ± 0.0 |" in text
     assert "- linear probe: no run on any of them" in text
-    assert "- full fine-tuning: no run on rte" in text
-    assert "- full fine-tuning: fewer than 3 seeds on trec" in text
+    rates = "one learning rate on 9 of 10"
+    assert f"- full fine-tuning: no run on rte; {rates}; fewer than 3 seeds on trec" in text
     assert "0.875" in text  # of full fine-tuning
+
+
+def test_the_number_of_seeds_is_said_once_where_it_is_the_same(
+    plan: ModuleType, render: ModuleType
+) -> None:
+    lines = [each for each in full_size(plan, ytuning=0.7, full=0.8) if each["seed"] == 13]
+    text = render.table_text(render.results(lines), "full-size")
+    assert "| points, 1 of 3 seeds | trec |" in text
+    assert "| Y-Tuning | 70.0 | 70.0 |" in text
 
 
 def test_the_layers_are_shown_with_the_best_for_a_probe(
