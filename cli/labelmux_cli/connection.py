@@ -37,13 +37,21 @@ AsJson = Annotated[
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="Name of the task.")]
 
 
-def connect(url: str, key: str | None) -> Client:
+#: Longest wait for an answer that has a gate before it: thousands of rows may have to be read.
+GATE_TIMEOUT_S = 1800.0
+
+
+def connect(url: str, key: str | None, *, gated: bool = False) -> Client:
     """A client of the server at ``url``; nothing is sent yet.
+
+    ``gated``: its answers may take as long as a gate does.
 
     Raises:
         UsageError: the address or the key cannot be one.
     """
     try:
+        if gated:
+            return Client(base_url=url, key=key or None, timeout_s=GATE_TIMEOUT_S)
         return Client(base_url=url, key=key or None)
     except ValueError as error:
         raise UsageError(f"{error}") from error

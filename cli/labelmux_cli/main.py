@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from labelmux_cli import keys, remote
+from labelmux_cli import keys, releases, remote
 from labelmux_cli.classify import classify
 from labelmux_cli.errors import BROKEN_PIPE
 from labelmux_cli.evaluate import evaluate
@@ -44,6 +44,9 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "history": remote.history,
         "activate": remote.activate,
         "rollback": remote.rollback,
+        "shadow": releases.shadow,
+        "canary": releases.canary,
+        "trials": releases.trials,
         "download": remote.download,
         "delete": remote.delete,
     },

@@ -19,11 +19,18 @@ from labelmux_cli.output import (
     reported,
     short_digest,
     size,
+    tell,
     when,
 )
-from labelmux_client import TaskInfo
+from labelmux_cli.releases import store_gate
+from labelmux_client import Activation, Client, GateScores, TaskInfo, TaskNotFoundError
 
 _SHOWN_LABELS = 4
+
+Gated = Annotated[
+    bool,
+    typer.Option("--gated", help="Only if it is as good as the active version on the task's gate."),
+]
 _FINDS = {"single_label": "a label", "multi_label": "labels", "token": "spans"}
 #: By metric, what people call it; the first that a task has is its score.
 _SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1", "f1": "F1"}
@@ -43,6 +50,18 @@ def push(
     create_only: Annotated[
         bool, typer.Option("--create-only", help="Refuse if there is a task of that name.")
     ] = False,
+    stage: Annotated[
+        bool, typer.Option("--stage", help="Store it, and leave the active version as it is.")
+    ] = False,
+    gate: Annotated[
+        Path | None,
+        typer.Option(
+            "--gate",
+            metavar="DATA",
+            help="Labelled rows: activate it only if it scores as high on them as the active one.",
+        ),
+    ] = None,
+    gated: Gated = False,
     url: Url = DEFAULT_URL,
     key: Key = None,
     as_json: AsJson = False,
@@ -54,19 +73,48 @@ def push(
     Example:
       labelmux push spam.safetensors
       labelmux push new.safetensors --task spam --url http://127.0.0.1:8000
+      labelmux push new.safetensors --task spam --gate dev.csv
     """
+    if stage and (gate is not None or gated):
+        raise UsageError("--stage activates nothing; leave out --gate and --gated, or --stage")
     name = task if task is not None else file.name.removesuffix(".safetensors")
     data = file.read_bytes()
-    with connect(url, key) as client:
-        pushed = client.push(name, data, create_only=create_only)
+    gated = gated or gate is not None
+    with connect(url, key, gated=gated) as client:
+        if gate is not None:
+            _store_gate(client, name, gate)
+        how: Activation = "later" if stage else "gated" if gated else "now"
+        pushed = client.push(name, data, create_only=create_only, activate=how)
     if as_json:
         print_json(pushed)
         return
-    what = "is active" if pushed.created else "was there already and is active"
+    what = "is active" if pushed.active else "is stored, not active"
+    if not pushed.created:
+        what = f"was there already and {what}"
     print_line(
         f"{pushed.task}: version {pushed.version} {what} "
         f"({short_digest(pushed.digest)}, {size(len(data))})"
     )
+    _print_gate(pushed.gate)
+
+
+def _store_gate(client: Client, name: str, file: Path) -> None:
+    """A task that is not there has no version to beat, so its first one needs no gate."""
+    try:
+        info = client.task(name)
+    except TaskNotFoundError:
+        tell(f"{name} is a new task: there is nothing to compare with, and {file} is not kept")
+        return
+    rows = store_gate(client, info, file)
+    tell(f"{name}: {rows} rows of {file} are its gate")
+
+
+def _print_gate(gate: GateScores | None) -> None:
+    if gate is not None:
+        print_line(
+            f"gate: {gate.measure} {gate.score:.4f} on {gate.rows} rows, "
+            f"{gate.active_score:.4f} of version {gate.active_version}"
+        )
 
 
 @reported
@@ -167,21 +215,23 @@ def history(
 def activate(
     task: TaskName,
     version: Annotated[int, typer.Argument(metavar="VERSION", min=1, help="Its number.")],
+    gated: Gated = False,
     url: Url = DEFAULT_URL,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a version of a task the one that answers.
+    """Make a version of a task the one that answers; its shadow and its canary end.
 
     Example:
       labelmux activate spam 2
     """
-    with connect(url, key) as client:
-        active = client.activate(task, version)
+    with connect(url, key, gated=gated) as client:
+        active = client.activate(task, version, gated=gated)
     if as_json:
         print_json(active)
     else:
         print_line(f"{active.task}: version {active.version} is active")
+        _print_gate(active.gate)
 
 
 @reported

@@ -15,8 +15,8 @@ from labelmux_adapters.iob2 import OUTSIDE, Run, runs_of, words_of
 from labelmux_adapters.manifest import Manifest
 from labelmux_adapters.scores import thresholds_of, to_scores
 from labelmux_encoder.tokenizer import TextInput
-from labelmux_server.engine import Classified, Column, Outcome
 from labelmux_server.errors import ServerError
+from labelmux_server.outcomes import Classified, Column, Outcome
 from labelmux_server.registry import Version
 from labelmux_server.schemas import ClassifyRequest
 from labelmux_server.statuses import error_part
@@ -58,23 +58,30 @@ def _column(
     if column.version is None:
         assert column.error is not None
         return [_error(column.error)] * len(texts)
-    answered = [
-        (text, outcome)
-        for text, outcome in zip(texts, column.outcomes, strict=True)
-        if outcome.error is None
-    ]
-    cells = iter(_cells(column.version, answered, wanted) if answered else ())
-    return [
-        next(cells) if outcome.error is None else _error(outcome.error)
-        for outcome in column.outcomes
-    ]
+    cells = [{} if outcome.error is None else _error(outcome.error) for outcome in column.outcomes]
+    for version, places in _by_version(column.outcomes).items():
+        answered = [(texts[at], column.outcomes[at]) for at in places]
+        for at, cell in zip(places, predictions(version, answered, wanted), strict=True):
+            cells[at] = cell
+    return cells
+
+
+def _by_version(outcomes: Sequence[Outcome]) -> dict[Version, list[int]]:
+    """The places of what was answered, by who answered it."""
+    places: dict[Version, list[int]] = {}
+    for at, outcome in enumerate(outcomes):
+        if outcome.error is None:
+            places.setdefault(outcome.version, []).append(at)
+    return places
 
 
 Answered = Sequence[tuple[TextInput, Outcome]]
 
 
-def _cells(version: Version, answered: Answered, wanted: ClassifyRequest) -> list[dict[str, Any]]:
-    """One task's predictions."""
+def predictions(
+    version: Version, answered: Answered, wanted: ClassifyRequest
+) -> list[dict[str, Any]]:
+    """What a version says of texts; at least one."""
     manifest = version.manifest
     tokens = manifest.task_kind == "token"
     parts = _spans(manifest, answered) if tokens else _labels(manifest, answered, wanted)

@@ -51,7 +51,7 @@ class BatchMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """The counts as they are now."""
         for name, text, value in (
-            ("rows", "Rows answered: one text for one task each.", self._rows),
+            ("rows", "Rows read out, one text for one task each; shadows too.", self._rows),
             ("encoder_rows", "Texts that went through the encoder.", self._encoder_rows),
             (
                 "edited_rows",

@@ -61,6 +61,13 @@ class Batcher:
         """Rows waiting: one text for one task each."""
         return self._rows
 
+    def has_slack(self, rows: int) -> bool:
+        """Whether work that nobody waits for may come along: less than a batch waits."""
+        return (
+            self._tokens < self._limits.max_batch_tokens
+            and 2 * (self._rows + rows) <= self._limits.max_queue_rows
+        )
+
     def submit(self, submission: Submission) -> None:
         """Queue a request's rows; those that wait already are shared.
 

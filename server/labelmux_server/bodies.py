@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -27,6 +27,8 @@ Result = TypeVar("Result")
 
 JSON_TYPE = "application/json"
 BYTES_TYPE = "application/octet-stream"
+#: JSON lines go by several names.
+LINES_TYPES = ("application/x-ndjson", "application/jsonl", "application/jsonlines", BYTES_TYPE)
 #: How long a call runs before anybody looks whether its caller is still there.
 _UNWATCHED_S = 0.02
 #: What must come of a body before the time for it begins anew.
@@ -73,10 +75,23 @@ async def read_upload(request: Request, limit_bytes: int) -> bytes:
     Raises:
         MediaTypeError, UploadTooLargeError, BodyStalledError
     """
+    return await read_bytes(request, (BYTES_TYPE,), limit_bytes, UploadTooLargeError(limit_bytes))
+
+
+async def read_bytes(
+    request: Request, types: Sequence[str], limit_bytes: int, too_large: ServerError
+) -> bytes:
+    """The body as it is, if it is of one of these types or of none.
+
+    Raises:
+        MediaTypeError: it is of another; the first is the one to send.
+        ServerError: ``too_large``, if it is over the limit.
+        BodyStalledError
+    """
     found = media_type(request)
-    if found not in ("", BYTES_TYPE):
-        raise MediaTypeError(found, BYTES_TYPE)
-    return await _read(request, limit_bytes, UploadTooLargeError(limit_bytes))
+    if found not in ("", *types):
+        raise MediaTypeError(found, types[0])
+    return await _read(request, limit_bytes, too_large)
 
 
 def stated_sha256(request: Request) -> str | None:

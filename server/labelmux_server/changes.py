@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,23 +23,30 @@ from labelmux_server.blobs import DamagedBlobError, digest_of
 from labelmux_server.errors import (
     DigestMismatchError,
     InvalidRequestError,
-    NoPreviousVersionError,
     StorageError,
     StoreFullError,
     TaskExistsError,
     VersionActiveError,
 )
+from labelmux_server.history import Action, previous_active
 from labelmux_server.library import STORED, Library
 from labelmux_server.pins import Pins
 from labelmux_server.registry import Registry, Version, check_task_name
+from labelmux_server.release_errors import (
+    ActiveChangedError,
+    GateNotFoundError,
+    NoPreviousVersionError,
+    VersionOnTrialError,
+)
 from labelmux_server.residency import Residency
 from labelmux_server.store import (
-    Action,
     AdapterRecord,
+    GateRecord,
     Store,
     VersionRecord,
-    previous_active,
 )
+from labelmux_server.trial import NO_TRIALS
+from labelmux_server.trials import TrialChanges
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +90,7 @@ class Changes:
         self._pins = pins
         self._loaded = loaded
         self._limits = limits
+        self.trials = TrialChanges(store, registry, residency)
 
     def upload(
         self,
@@ -91,11 +99,15 @@ class Changes:
         *,
         sha256: str | None = None,
         create_only: bool = False,
+        activate: bool = True,
         by: str | None = None,
     ) -> Uploaded:
-        """Make these bytes the active version of ``task``, new or found again.
+        """Make these bytes a version of ``task``, new or found again, and the active one.
 
         ``by``, here and below, is the name of the key that asked for it.
+
+        Args:
+            activate: False leaves the active version as it is, where the task has one.
 
         Raises:
             TaskExistsError: the task exists and only a new one was wanted.
@@ -116,22 +128,32 @@ class Changes:
             self._residency.put(adapter)
             if digest not in self._store.blobs:
                 self._store.blobs.put(digest, data)
-            return Uploaded(self._make_active(known, "activate", by), created=False)
+            if activate:
+                self._make_active(known, "activate", by)
+            return Uploaded(known, created=False)
         self._check_room(task)
         check_canaries(adapter, self._loaded)
-        return self._add(task, data, adapter, by)
+        return self._add(task, data, adapter, by, activate=activate or task not in self._registry)
 
-    def activate(self, task: str, number: int, by: str | None = None) -> Version:
-        """New requests get this version.
+    def activate(
+        self, task: str, number: int, by: str | None = None, *, over: int | None = None
+    ) -> Version:
+        """New requests get this version, and nothing runs beside it.
+
+        Args:
+            over: the version that must be active now.
 
         Raises:
             TaskNotFoundError, VersionNotFoundError
             BankFullError: the task is pinned, and adapters in use leave no room for this version.
+            ActiveChangedError: another one than ``over`` is active.
         """
+        if over is not None and self._registry.get(task).number != over:
+            raise ActiveChangedError(task, number, over)
         return self._make_active(self._registry.get(task, number), "activate", by)
 
     def rollback(self, task: str, by: str | None = None) -> Version:
-        """New requests get the version that was active before.
+        """New requests get the version that was active before, and nothing runs beside it.
 
         Raises:
             TaskNotFoundError, NoPreviousVersionError
@@ -157,16 +179,41 @@ class Changes:
         self._unname(task)
 
     def delete_version(self, task: str, number: int, by: str | None = None) -> None:
-        """One version that is not active is gone.
+        """One version that is not active and not on trial is gone.
 
         Raises:
-            TaskNotFoundError, VersionNotFoundError, VersionActiveError
+            TaskNotFoundError, VersionNotFoundError, VersionActiveError, VersionOnTrialError
         """
         version = self._registry.get(task, number)
         if self._registry.get(task).number == number:
             raise VersionActiveError(task, number)
+        if kind := self._registry.trials(task).kind_of(number):
+            raise VersionOnTrialError(task, number, kind)
         self._store.delete_version(task, version.number, by)
         self._unname(task, number)
+
+    def put_gate(self, task: str, digest: str, data: bytes, by: str | None = None) -> GateRecord:
+        """These labelled rows are the task's gate from now on.
+
+        Raises:
+            TaskNotFoundError
+        """
+        self._registry.get(task)
+        self._store.put_gate(task, digest, data, by)
+        found = self._store.gate(task)
+        assert found is not None
+        return found
+
+    def delete_gate(self, task: str) -> None:
+        """The task has no gate any more.
+
+        Raises:
+            TaskNotFoundError, GateNotFoundError
+        """
+        self._registry.get(task)
+        if self._store.gate(task) is None:
+            raise GateNotFoundError(task)
+        self._store.delete_gate(task)
 
     def load_stored(self) -> None:
         """Make everything that the state folder holds serve again.
@@ -183,6 +230,7 @@ class Changes:
             by_task.setdefault(record.task, []).append(record)
         for task, records in by_task.items():
             self._register(task, records, known)
+        self.trials.restore()
 
     def seed(self, folder: Path) -> None:
         """Upload every adapter file of a folder, under its stem, as far as it belongs here."""
@@ -237,7 +285,9 @@ class Changes:
         if self._store.count_versions() >= self._limits.max_adapters:
             raise StoreFullError("adapters", self._limits.max_adapters)
 
-    def _add(self, task: str, data: bytes, adapter: Adapter, by: str | None) -> Uploaded:
+    def _add(
+        self, task: str, data: bytes, adapter: Adapter, by: str | None, *, activate: bool
+    ) -> Uploaded:
         known = self._store.versions(task)
         stored = [record for record in known if record.digest == adapter.digest]
         record = VersionRecord(
@@ -246,19 +296,19 @@ class Changes:
             digest=adapter.digest,
             size_bytes=len(data),
             created_at=stored[0].created_at if stored else datetime.now(UTC),
-            active=True,
+            active=activate,
         )
         version = self._version(record, adapter.manifest.pair)
         self._residency.put(adapter)
         try:
-            with self._pins.moving_to(version):
+            with self._pins.moving_to(version) if activate else nullcontext():
                 self._store.blobs.put(record.digest, data)
                 self._store.put_manifest(record.digest, adapter.manifest)
-                if stored:
-                    self._store.activate(task, record.number, "upload", by)
-                else:
+                if not stored:
                     self._store.add_version(record, by)
-                self._registry.add(version)
+                elif activate:
+                    self._store.activate(task, record.number, "upload", by)
+                self._registry.add(version, activate=activate)
         except StorageError:
             if not self._registry.names_digest(record.digest):
                 self._residency.forget(record.digest)
@@ -285,7 +335,8 @@ class Changes:
 
     def _make_active(self, version: Version, action: Action, by: str | None) -> Version:
         with self._pins.moving_to(version):
-            if self._registry.get(version.task).number != version.number:
+            active, trials = self._registry.route(version.task)
+            if active.number != version.number or trials is not NO_TRIALS:
                 self._store.activate(version.task, version.number, action, by)
                 self._registry.activate(version.task, version.number)
         return version

@@ -8,7 +8,7 @@ from labelmux_encoder.tokenizer import TextInput
 from labelmux_server import errors
 from labelmux_server.answers import classify_body
 from labelmux_server.caller import Caller
-from labelmux_server.engine import Classified, Terms
+from labelmux_server.outcomes import Classified, Terms
 from labelmux_server.registry import Registry
 from labelmux_server.schemas import ClassifyRequest
 from labelmux_server.service import Service

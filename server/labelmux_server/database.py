@@ -69,6 +69,30 @@ class HistoryRow(_Base):
     digest: Mapped[str]
     #: The name of the key that asked for it.
     by: Mapped[str | None]
+    #: Of a trial.
+    share: Mapped[float | None]
+
+
+class TrialRow(_Base):
+    __tablename__ = "trials"
+    task: Mapped[str] = mapped_column(ForeignKey("tasks.name"), primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int]
+    share: Mapped[float]
+    #: What the share is of.
+    share_of: Mapped[str]
+    since: Mapped[str]
+    started_by: Mapped[str | None]
+
+
+class GateRow(_Base):
+    __tablename__ = "gates"
+    task: Mapped[str] = mapped_column(ForeignKey("tasks.name"), primary_key=True)
+    digest: Mapped[str]
+    stored_at: Mapped[str]
+    stored_by: Mapped[str | None]
+    #: JSON lines, as they came.
+    data: Mapped[bytes]
 
 
 class KeyRow(_Base):

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from labelmux_adapters.errors import AdapterFileError, AdapterMisfitError
+from labelmux_server.bodies import BYTES_TYPE
 from labelmux_server.schemas import ErrorBody
 from labelmux_server.statuses import TABLE, leaves
 
@@ -40,14 +41,14 @@ def body_of(kind: type[BaseModel]) -> dict[str, Any]:
     }
 
 
-def raw_body(text: str) -> dict[str, Any]:
+def raw_body(text: str, media_type: str = BYTES_TYPE) -> dict[str, Any]:
     """A body of plain bytes."""
     schema = {"type": "string", "format": "binary"}
     return {
         "requestBody": {
             "required": True,
             "description": text,
-            "content": {"application/octet-stream": {"schema": schema}},
+            "content": {media_type: {"schema": schema}},
         }
     }
 

@@ -28,7 +28,9 @@ ServerError
 │   ├── RouteNotFoundError        no such path
 │   ├── MethodNotAllowedError     the path is there, the method is not
 │   ├── TaskNotFoundError         no task of that name
-│   └── VersionNotFoundError      the task has no such version
+│   ├── VersionNotFoundError      the task has no such version
+│   ├── TrialNotFoundError        the task has no shadow, or no canary
+│   └── GateNotFoundError         the task has no labelled set to be gated by
 ├── AccessError                   the caller may not do this
 │   ├── UnauthorizedError         no key, or none that is known
 │   ├── WrongScopeError           the key is for other routes
@@ -36,6 +38,11 @@ ServerError
 │   └── ForeignPageError          a web page from elsewhere asks a server that asks for no key
 ├── ConflictError                 the state of the task forbids it
 │   ├── VersionActiveError        the active version cannot be deleted
+│   ├── VersionOnTrialError       a version that runs beside the active one cannot be deleted
+│   ├── TrialMisfitError          a version cannot run beside the active one
+│   ├── GateFailedError           a version is worse than the active one on the labelled set
+│   ├── GateMisfitError           the labelled set is not of the kind that a version answers
+│   ├── ActiveChangedError        another version became active meanwhile
 │   ├── NoPreviousVersionError    there is nothing to roll back to
 │   └── TaskExistsError           create-only upload to a task that exists
 ├── UnavailableError              right now it cannot be done
@@ -349,17 +356,6 @@ class VersionActiveError(ConflictError):
         super().__init__(
             f"version {version} of task {task!r} is active; activate another one first, or delete "
             "the whole task",
-            task=task,
-            version=version,
-        )
-
-
-class NoPreviousVersionError(ConflictError):
-    """There is nothing to roll back to."""
-
-    def __init__(self, task: str, version: int) -> None:
-        super().__init__(
-            f"no version of task {task!r} was active before version {version}",
             task=task,
             version=version,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -27,6 +27,8 @@ from prometheus_client.registry import Collector
 from labelmux_server.batch_metrics import BatchMetrics
 from labelmux_server.tally import SECONDS, Tally
 from labelmux_server.task_metrics import TaskMetrics
+from labelmux_server.trial import Trials
+from labelmux_server.trial_counts import TrialCounts
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -49,6 +51,7 @@ class Metrics:
         # A series more for each counter and histogram, which nothing here reads.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = registry = CollectorRegistry()
+        self._max_tasks = max_tasks
         ProcessCollector(registry=registry)
         self.batches = BatchMetrics()
         self.tasks = TaskMetrics(max_tasks)
@@ -98,6 +101,10 @@ class Metrics:
         text = "What serves; always 1."
         info = Gauge("labelmux_info", text, tuple(facts), registry=self._registry)
         info.labels(**facts).set(1)
+
+    def watch_trials(self, trials: Callable[[], Sequence[Trials]]) -> None:
+        """Read what shadows and canaries count whenever metrics are asked for."""
+        self._registry.register(TrialCounts(trials, self._max_tasks))
 
     def record_load(self, seconds: float) -> None:
         """An adapter came into the bank."""

@@ -14,6 +14,7 @@ from datetime import datetime
 
 from labelmux_adapters.manifest import Manifest
 from labelmux_server.errors import InvalidRequestError, TaskNotFoundError, VersionNotFoundError
+from labelmux_server.trial import NO_TRIALS, Trials
 
 TASK_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$"
 _TASK = re.compile(TASK_PATTERN)
@@ -43,6 +44,7 @@ class Version:
 class _Task:
     versions: dict[int, Version]
     active: int
+    trials: Trials = NO_TRIALS
 
 
 class Registry:
@@ -61,6 +63,19 @@ class Registry:
         """
         return self.get(*parse_name(name))
 
+    def route(self, name: str) -> tuple[Version, Trials]:
+        """The version that ``name`` means now, and what runs beside it.
+
+        That is nothing where the name pins a version.
+
+        Raises:
+            TaskNotFoundError, VersionNotFoundError
+        """
+        task, number = parse_name(name)
+        with self._lock:
+            version = self._find(task, number)
+            return version, self._tasks[task].trials if number is None else NO_TRIALS
+
     def get(self, task: str, number: int | None = None) -> Version:
         """One version of a task, by default the active one.
 
@@ -75,6 +90,21 @@ class Registry:
         with self._lock:
             found = [(name, task.versions[task.active]) for name, task in self._tasks.items()]
         return [version for _, version in sorted(found, key=lambda pair: pair[0])]
+
+    def trials(self, task: str) -> Trials:
+        """What runs beside the active version.
+
+        Raises:
+            TaskNotFoundError
+        """
+        with self._lock:
+            return self._task(task).trials
+
+    def every_trials(self) -> list[Trials]:
+        """The trials of every task that has any."""
+        with self._lock:
+            found = [(name, task.trials) for name, task in self._tasks.items()]
+        return [trials for _, trials in found if trials is not NO_TRIALS]
 
     def versions(self, task: str) -> list[Version]:
         """A task's versions, by number.
@@ -106,24 +136,29 @@ class Registry:
             return len(self._tasks)
 
     def add(self, version: Version, *, activate: bool = True) -> None:
-        """From now on the version can be named; if activated, new requests get it."""
+        """From now on the version can be named; if activated, new requests get it alone."""
         with self._lock:
             task = self._tasks.setdefault(version.task, _Task({}, version.number))
             task.versions[version.number] = version
             self._named[version.digest] += 1
             if activate:
-                task.active = version.number
+                task.active, task.trials = version.number, NO_TRIALS
 
     def activate(self, task: str, number: int) -> Version:
-        """New requests get this version.
+        """New requests get this version, and nothing runs beside it.
 
         Raises:
             TaskNotFoundError, VersionNotFoundError
         """
         with self._lock:
             version = self._find(task, number)
-            self._tasks[task].active = number
+            self._tasks[task].active, self._tasks[task].trials = number, NO_TRIALS
             return version
+
+    def set_trials(self, task: str, trials: Trials) -> None:
+        """From now on these run beside the active version."""
+        with self._lock:
+            self._tasks[task].trials = NO_TRIALS if trials == NO_TRIALS else trials
 
     def remove(self, task: str, number: int | None = None) -> list[str]:
         """Forget one version or the whole task; the digests that nothing names any more."""

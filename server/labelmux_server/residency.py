@@ -50,6 +50,11 @@ class Hold:
         self.slot = slot
         self._release: Callable[[], None] | None = release
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether the adapter is in the bank now."""
+        return self.slot.done() and self.slot.exception() is None
+
     def release(self) -> None:
         """The adapter may leave the bank now."""
         release, self._release = self._release, None
@@ -98,6 +103,11 @@ class Residency:
     def resident_bytes(self) -> int:
         """Bytes in the bank, those being loaded counted."""
         return self._bytes
+
+    @property
+    def strained(self) -> bool:
+        """Whether holds take so much that what nobody waits for had better stay out."""
+        return 2 * (self._bytes - self._idle_bytes) > self._max_bytes
 
     def hold(self, version: Version) -> Hold:
         """Keep a version's adapter in the bank, or bring it there, until the hold is released.

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Path, Query, Request, Response
 
-from labelmux_server import errors
+from labelmux_server import errors, release_errors
 from labelmux_server.access import guarded_router
 from labelmux_server.answers import active_body, json_answer, task_body, version_body
 from labelmux_server.bodies import read_json, read_upload, stated_sha256
 from labelmux_server.caller import Caller
 from labelmux_server.documented import ADAPTER_ERRORS, body_of, documented, raw_body
 from labelmux_server.registry import check_task_name
+from labelmux_server.routes_releases import pass_gate
 from labelmux_server.schemas import (
     ActivateAnswer,
     ActivateRequest,
@@ -33,6 +34,24 @@ Number = Annotated[int, Path(ge=1)]
 _Search = Annotated[str, Query(description="Only tasks with this in their name, in any case.")]
 _After = Annotated[str, Query(description="Only tasks behind this name: the last one's, to go on.")]
 _Limit = Annotated[int | None, Query(ge=1, description="At most so many.")]
+
+_Activate = Annotated[
+    Literal["now", "later", "gated"],
+    Query(
+        description="`now`: it serves at once. `later`: it is stored, to be activated or tried. "
+        "`gated`: it serves if it is at least as good as the active version on the task's gate. "
+        "The first version of a task serves at once in any case."
+    ),
+]
+
+#: What an activation through the gate can end in.
+_GATE_ERRORS = (
+    release_errors.GateNotFoundError,
+    release_errors.GateFailedError,
+    release_errors.GateMisfitError,
+    release_errors.ActiveChangedError,
+    errors.TimedOutError,
+)
 
 _MISSING = documented(
     errors.TaskNotFoundError,
@@ -154,12 +173,13 @@ async def download_adapter(
             errors.StorageError,
             errors.DiskFullError,
             errors.BodyStalledError,
+            *_GATE_ERRORS,
             *ADAPTER_ERRORS,
         ),
     },
 )
-async def upload_adapter(request: Request, task: str) -> Response:
-    """Make an adapter file the active version of a task, new or existing, from now on.
+async def upload_adapter(request: Request, task: str, activate: _Activate = "now") -> Response:
+    """Make an adapter file a version of a task, new or existing, and the active one from now on.
 
     Headers: `X-Content-SHA256` (hex) refuses a body that was damaged on its way;
     `If-None-Match: *` refuses to touch a task that exists.
@@ -173,15 +193,24 @@ async def upload_adapter(request: Request, task: str) -> Response:
     by = _caller(request).key
     with service.upload_place():
         data = await read_upload(request, service.settings.max_upload_bytes)
+        gated = activate == "gated" and task in service.registry
+        labelled = await asyncio.to_thread(service.gate.load, task) if gated else None
         done = await service.change(
             "upload",
             lambda changes: changes.upload(
-                task, data, sha256=sha256, create_only=create_only, by=by
+                task,
+                data,
+                sha256=sha256,
+                create_only=create_only,
+                activate=activate == "now",
+                by=by,
             ),
         )
+        scores = labelled and await pass_gate(request, done.version, labelled)
+    active = service.registry.get(task).number == done.version.number
     location = f"/v1/tasks/{task}/adapter?version={done.version.number}"
     return json_answer(
-        {**active_body(done.version), "active": True},
+        {**active_body(done.version), "gate": scores, "active": active},
         201 if done.created else 200,
         {"location": location},
     )
@@ -193,6 +222,7 @@ async def upload_adapter(request: Request, task: str) -> Response:
     openapi_extra=body_of(ActivateRequest),
     responses={
         **documented(
+            *_GATE_ERRORS,
             errors.InvalidJsonError,
             errors.BodyTooLargeError,
             errors.BodyStalledError,
@@ -202,14 +232,20 @@ async def upload_adapter(request: Request, task: str) -> Response:
     },
 )
 async def activate_version(request: Request, task: str) -> Response:
-    """Let another version serve from now on."""
+    """Let another version serve from now on, and end the task's shadow and canary."""
     service = _service(request)
     wanted = await read_json(request, ActivateRequest, service.settings.max_body_bytes)
+    if wanted.gated:
+        version = service.registry.get(task, wanted.version)
+        labelled = await asyncio.to_thread(service.gate.load, task)
+        with service.upload_place():
+            scores = await pass_gate(request, version, labelled)
+        return json_answer({**active_body(version), "gate": scores})
     by = _caller(request).key
     version = await service.change(
         "activate", lambda changes: changes.activate(task, wanted.version, by)
     )
-    return json_answer(active_body(version))
+    return json_answer({**active_body(version), "gate": None})
 
 
 @admin_router.post(
@@ -217,17 +253,20 @@ async def activate_version(request: Request, task: str) -> Response:
     response_model=ActivateAnswer,
     responses=documented(
         errors.TaskNotFoundError,
-        errors.NoPreviousVersionError,
+        release_errors.NoPreviousVersionError,
         errors.InvalidRequestError,
         errors.StorageError,
         errors.DiskFullError,
     ),
 )
 async def rollback_task(request: Request, task: str) -> Response:
-    """Let the version that was active before serve again; repeated, go further back."""
+    """Let the version that was active before serve again; repeated, go further back.
+
+    This ends the task's shadow and canary.
+    """
     by = _caller(request).key
     version = await _service(request).change("rollback", lambda changes: changes.rollback(task, by))
-    return json_answer(active_body(version))
+    return json_answer({**active_body(version), "gate": None})
 
 
 @admin_router.delete("/v1/tasks/{task}", status_code=204, responses=_CHANGING)
@@ -241,10 +280,13 @@ async def delete_task(request: Request, task: str) -> Response:
 @admin_router.delete(
     "/v1/tasks/{task}/versions/{version}",
     status_code=204,
-    responses={**_CHANGING, **documented(errors.VersionActiveError)},
+    responses={
+        **_CHANGING,
+        **documented(errors.VersionActiveError, release_errors.VersionOnTrialError),
+    },
 )
 async def delete_version(request: Request, task: str, version: Number) -> Response:
-    """Delete one version that is not active."""
+    """Delete one version that is not active and runs neither as shadow nor as canary."""
     by = _caller(request).key
     await _service(request).change(
         "delete", lambda changes: changes.delete_version(task, version, by)

@@ -8,19 +8,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from labelmux_adapters.kinds import TaskKind
+from labelmux_server.release_schemas import GateScoresInfo
+from labelmux_server.schema_bases import StrictAnswer as _Answer
+from labelmux_server.schema_bases import StrictRequest as _Request
 from labelmux_server.windows import Aggregation
 
 _ONE_OR_MANY = WithJsonSchema(
     {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
 )
-
-
-class _Request(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class _Answer(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Windows(_Request):
@@ -90,6 +85,9 @@ class ActivateRequest(_Request):
     model_config = ConfigDict(json_schema_extra={"examples": [{"version": 1}]})
 
     version: int = Field(ge=1)
+    gated: bool = Field(
+        False, description="Only if it is at least as good as the active one on the task's gate."
+    )
 
 
 class ErrorDetail(BaseModel):
@@ -225,21 +223,21 @@ class TaskList(_Answer):
     total: int = Field(description="All that `search` finds, on this page or not.")
 
 
-class UploadAnswer(_Answer):
-    """The version that serves now."""
-
-    task: str
-    version: int
-    digest: str
-    active: Literal[True] = True
-
-
 class ActivateAnswer(_Answer):
     """The version that serves now."""
 
     task: str
     version: int
     digest: str
+    gate: GateScoresInfo | None = Field(
+        None, description="Null where no gate was asked for, or nothing to compare with."
+    )
+
+
+class UploadAnswer(ActivateAnswer):
+    """The version that was uploaded."""
+
+    active: bool = Field(description="Whether it serves now.")
 
 
 class VersionInfo(_Answer):
@@ -257,12 +255,23 @@ class HistoryEntry(_Answer):
     """One change to a task."""
 
     at: datetime
-    action: Literal["upload", "activate", "rollback", "delete"]
+    action: Literal[
+        "upload",
+        "stage",
+        "activate",
+        "rollback",
+        "delete",
+        "shadow",
+        "canary",
+        "end_shadow",
+        "end_canary",
+    ] = Field(description="`stage`: an upload that was not activated.")
     version: int
     digest: str
     by: str | None = Field(
         description="Name of the key that asked for it; null where the server asked for none."
     )
+    share: float | None = Field(description="Of the traffic, for a `shadow` or `canary`.")
 
 
 class VersionList(_Answer):

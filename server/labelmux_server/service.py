@@ -20,6 +20,7 @@ from labelmux_server.changes import Changes, UploadLimits
 from labelmux_server.engine import Engine
 from labelmux_server.errors import OverloadedError, StateError, StorageError
 from labelmux_server.feature_cache import FeatureCache
+from labelmux_server.gate import Gate
 from labelmux_server.keyring import Keyring
 from labelmux_server.keys import EVERY_RIGHT
 from labelmux_server.library import Library
@@ -30,6 +31,7 @@ from labelmux_server.registry import Registry
 from labelmux_server.replica import Replica
 from labelmux_server.residency import Residency
 from labelmux_server.settings import Settings
+from labelmux_server.shadows import Shadows
 from labelmux_server.store import Store
 from labelmux_server.tokenizer_pool import TokenizerPool
 
@@ -88,20 +90,24 @@ class Service:
             )
         )
         self._tokenizers = TokenizerPool(loaded.tokenizer, settings.tokenizer_threads)
+        self._shadows = Shadows(self.batcher, self.residency, settings.request_timeout_s)
         self.engine = Engine(
             self.registry,
             self.residency,
             self.batcher,
             self._tokenizers,
             metrics,
+            self._shadows,
             max_rows=settings.max_queue_rows,
             max_tokens=settings.max_queue_tokens,
             max_text_tokens=settings.max_text_tokens,
             timeout_s=settings.request_timeout_s,
             log_texts=settings.log_texts,
         )
+        self.gate = Gate(store, self.engine, settings.max_text_chars)
         self._cache = FeatureCache[Any](settings.feature_cache_bytes)
         self._replica: Replica | None = None
+        metrics.watch_trials(self.registry.every_trials)
         self._watch(pins)
 
     @classmethod
@@ -162,6 +168,7 @@ class Service:
         await asyncio.to_thread(self._changer.shutdown)
         if self._replica is not None:
             await self._replica.stop()
+        await asyncio.to_thread(self._shadows.close)
         await asyncio.to_thread(self._tokenizers.close)
         await asyncio.to_thread(self.residency.close)
         self.keyring.close()

@@ -183,6 +183,9 @@ class Settings:
     max_adapter_tensors: int = field(
         default=256, metadata=_about("Most tensors in an adapter file.", low=1)
     )
+    max_gate_bytes: int = field(
+        default=4_000_000, metadata=_about("Longest labelled set of a task's gate.", low=1)
+    )
     max_tasks: int = field(default=20_000, metadata=_about("Most tasks on the server.", low=1))
     max_adapters: int = field(
         default=100_000,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from labelmux_adapters import errors as adapter_errors
-from labelmux_server import errors
+from labelmux_server import errors, release_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +62,19 @@ TABLE: Mapping[type[Exception], Answer] = {
     errors.MethodNotAllowedError: Answer(405, "method_not_allowed"),
     errors.TaskNotFoundError: Answer(404, "task_not_found"),
     errors.VersionNotFoundError: Answer(404, "version_not_found"),
+    release_errors.TrialNotFoundError: Answer(404, "trial_not_found"),
+    release_errors.GateNotFoundError: Answer(404, "gate_not_found"),
     errors.UnauthorizedError: Answer(401, "unauthorized"),
     errors.WrongScopeError: Answer(403, "wrong_scope"),
     errors.TaskForbiddenError: Answer(403, "task_forbidden"),
     errors.ForeignPageError: Answer(403, "foreign_page"),
     errors.VersionActiveError: Answer(409, "version_active"),
-    errors.NoPreviousVersionError: Answer(409, "no_previous_version"),
+    release_errors.VersionOnTrialError: Answer(409, "version_on_trial"),
+    release_errors.TrialMisfitError: Answer(409, "trial_misfit"),
+    release_errors.GateFailedError: Answer(409, "gate_failed"),
+    release_errors.GateMisfitError: Answer(409, "gate_misfit"),
+    release_errors.ActiveChangedError: Answer(409, "active_changed"),
+    release_errors.NoPreviousVersionError: Answer(409, "no_previous_version"),
     errors.TaskExistsError: Answer(412, "task_exists"),
     errors.OverloadedError: Answer(429, "overloaded"),
     errors.RateLimitedError: Answer(429, "rate_limited"),

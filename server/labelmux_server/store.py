@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import fcntl
 import logging
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import TextIO
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
@@ -24,9 +24,11 @@ from labelmux_adapters.manifest import Manifest
 from labelmux_server.blobs import Blobs, sync_folder
 from labelmux_server.database import (
     FactRow,
+    GateRow,
     HistoryRow,
     ManifestRow,
     TaskRow,
+    TrialRow,
     VersionRow,
     check_whole,
     now,
@@ -36,10 +38,10 @@ from labelmux_server.database import (
     when,
 )
 from labelmux_server.errors import StateError, StorageError
+from labelmux_server.history import Action, HistoryRecord, note
+from labelmux_server.trial import TrialKind, TrialTerms
 
 _log = logging.getLogger(__name__)
-
-Action = Literal["upload", "activate", "rollback", "delete"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +65,27 @@ class AdapterRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class HistoryRecord:
-    """One change that was made to a task."""
+class TrialRecord:
+    """A version that runs beside the active one, as stored."""
 
-    at: datetime
-    action: Action
+    task: str
+    kind: TrialKind
     version: int
+    terms: TrialTerms
+    since: datetime
+    #: The name of the key that asked for it.
+    started_by: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class GateRecord:
+    """A task's labelled set, as stored."""
+
     digest: str
-    #: The name of the key that asked for it; None where the server asked for no key.
-    by: str | None = None
+    stored_at: datetime
+    #: The name of the key that sent it.
+    stored_by: str | None
+    data: bytes
 
 
 class Store:
@@ -161,7 +175,9 @@ class Store:
         with self._reading() as session:
             query = select(HistoryRow).where(HistoryRow.task == task).order_by(HistoryRow.id)
             return [
-                HistoryRecord(when(row.at), row.action, row.version, row.digest, row.by)  # type: ignore[arg-type]
+                HistoryRecord(
+                    *(when(row.at), row.action, row.version, row.digest, row.by, row.share)  # type: ignore[arg-type]
+                )
                 for row in session.scalars(query)
             ]
 
@@ -172,14 +188,13 @@ class Store:
             return (session.scalar(query) or 0) + 1
 
     def add_version(self, record: VersionRecord, by: str | None = None) -> None:
-        """Store a version whose blob is durable, and make it active."""
+        """Store a version whose blob is durable, and make it active if it says so."""
         with self._change() as session:
-            task = session.get(TaskRow, record.task)
-            if task is None:
+            if session.get(TaskRow, record.task) is None:
                 session.add(TaskRow(name=record.task, active=record.number))
                 session.flush()
-            else:
-                task.active = record.number
+            elif record.active:
+                _make_active(session, record.task, record.number)
             session.add(
                 VersionRow(
                     task=record.task,
@@ -189,20 +204,21 @@ class Store:
                     created_at=record.created_at.isoformat(),
                 )
             )
-            _note(session, record.task, "upload", record.number, record.digest, by)
+            action: Action = "upload" if record.active else "stage"
+            note(session, record.task, action, record.number, record.digest, by)
 
     def activate(self, task: str, number: int, action: Action, by: str | None = None) -> None:
-        """Move the active pointer."""
+        """Move the active pointer, and end the task's trials."""
         with self._change() as session:
-            session.get_one(TaskRow, task).active = number
+            _make_active(session, task, number)
             digest = session.get_one(VersionRow, (task, number)).digest
-            _note(session, task, action, number, digest, by)
+            note(session, task, action, number, digest, by)
 
     def delete_version(self, task: str, number: int, by: str | None = None) -> None:
         """Forget one version; its blob goes too if nothing else needs it."""
         with self._change() as session:
             found = session.get_one(VersionRow, (task, number))
-            _note(session, task, "delete", number, found.digest, by)
+            note(session, task, "delete", number, found.digest, by)
             session.delete(found)
         self._drop_unneeded({found.digest})
 
@@ -211,11 +227,66 @@ class Store:
         with self._change() as session:
             found = session.scalars(select(VersionRow).where(VersionRow.task == task)).all()
             for row in found:
-                _note(session, task, "delete", row.number, row.digest, by)
-            session.execute(delete(VersionRow).where(VersionRow.task == task))
+                note(session, task, "delete", row.number, row.digest, by)
+            for kind in (TrialRow, GateRow, VersionRow):
+                session.execute(delete(kind).where(kind.task == task))
             session.execute(delete(TaskRow).where(TaskRow.name == task))
             digests = {row.digest for row in found}
         self._drop_unneeded(digests)
+
+    def trials(self) -> list[TrialRecord]:
+        """The trials of all tasks."""
+        with self._reading() as session:
+            return [_trial_record(row) for row in session.scalars(select(TrialRow))]
+
+    def start_trial(self, record: TrialRecord) -> None:
+        """Store a trial, in the place of the task's one of its kind."""
+        with self._change() as session:
+            session.merge(
+                TrialRow(
+                    task=record.task,
+                    kind=record.kind,
+                    version=record.version,
+                    share=record.terms.share,
+                    share_of=record.terms.by,
+                    since=record.since.isoformat(),
+                    started_by=record.started_by,
+                )
+            )
+            digest = session.get_one(VersionRow, (record.task, record.version)).digest
+            note(
+                *(session, record.task, record.kind, record.version, digest, record.started_by),
+                share=record.terms.share,
+            )
+
+    def end_trial(self, task: str, kind: TrialKind, by: str | None = None) -> None:
+        """Forget a trial that is there."""
+        with self._change() as session:
+            found = session.get_one(TrialRow, (task, kind))
+            digest = session.get_one(VersionRow, (task, found.version)).digest
+            action: Action = "end_shadow" if kind == "shadow" else "end_canary"
+            note(session, task, action, found.version, digest, by)
+            session.delete(found)
+
+    def gate(self, task: str) -> GateRecord | None:
+        """The task's labelled set, if it has one."""
+        with self._reading() as session:
+            found = session.get(GateRow, task)
+            if found is None:
+                return None
+            return GateRecord(found.digest, when(found.stored_at), found.stored_by, found.data)
+
+    def put_gate(self, task: str, digest: str, data: bytes, by: str | None = None) -> None:
+        """Store a task's labelled set, in the place of the one it has."""
+        with self._change() as session:
+            session.merge(
+                GateRow(task=task, digest=digest, stored_at=now(), stored_by=by, data=data)
+            )
+
+    def delete_gate(self, task: str) -> None:
+        """Forget a task's labelled set."""
+        with self._change() as session:
+            session.execute(delete(GateRow).where(GateRow.task == task))
 
     def count_versions(self) -> int:
         """How many versions there are, of all tasks."""
@@ -259,31 +330,19 @@ class Store:
             session.merge(FactRow(name=name, value=value))
 
 
-def previous_active(history: list[HistoryRecord], present: Set[int]) -> int | None:
-    """The version that was active before the present one, undoing changes like a stack.
-
-    A rollback takes the newest change back, so two rollbacks go two versions back. Versions that
-    are not ``present`` any more are passed over.
-    """
-    stack: list[int] = []
-    for record in history:
-        if record.action == "delete":
-            stack = [number for number in stack if number != record.version]
-        elif record.action == "rollback":
-            while stack and stack[-1] != record.version:
-                stack.pop()
-        else:
-            stack.append(record.version)
-        stack = [number for at, number in enumerate(stack) if at == 0 or stack[at - 1] != number]
-    earlier = [number for number in stack[:-1] if number in present and number != stack[-1]]
-    return earlier[-1] if earlier else None
+def _make_active(session: Session, task: str, number: int) -> None:
+    session.get_one(TaskRow, task).active = number
+    session.execute(delete(TrialRow).where(TrialRow.task == task))
 
 
-def _note(
-    session: Session, task: str, action: Action, version: int, digest: str, by: str | None
-) -> None:
-    session.add(
-        HistoryRow(task=task, at=now(), action=action, version=version, digest=digest, by=by)
+def _trial_record(row: TrialRow) -> TrialRecord:
+    return TrialRecord(
+        task=row.task,
+        kind=row.kind,  # type: ignore[arg-type]
+        version=row.version,
+        terms=TrialTerms(row.share, row.share_of),  # type: ignore[arg-type]
+        since=when(row.since),
+        started_by=row.started_by,
     )
 
 

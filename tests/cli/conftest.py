@@ -39,6 +39,11 @@ class Task:
     kind: str = "single_label"
     #: What it says of every text, instead.
     answer: dict[str, Any] | None = None
+    #: Its shadow and its canary, as they were asked for, and its gate.
+    trials: dict[str, dict[str, Any]] = field(default_factory=dict)
+    gate: list[dict[str, Any]] = field(default_factory=list)
+    #: What a gated version scores; the active one scores 0.9.
+    score: float = 0.9
 
     def digest(self, version: int) -> str:
         return f"sha256:{hashlib.sha256(self.files[version - 1]).hexdigest()}"
@@ -66,16 +71,18 @@ class FakeServer:
             return 200, self._classify(json.loads(body))
         if path == "/v1/tasks":
             return 200, {"tasks": [self._info(name) for name in self.tasks]}
-        found = re.fullmatch(r"/v1/tasks/([^/?]+)(/[^?]*)?(?:\?version=(\d+))?", path)
+        found = re.fullmatch(r"/v1/tasks/([^/?]+)(/[^?]*)?(?:\?(?:version|activate)=(\w+))?", path)
         assert found, path
-        name, tail, version = found.groups()
-        return self._task_route(method, name, tail or "", version, headers, body)
+        name, tail, asked = found.groups()
+        if tail in ("/shadow", "/canary", "/trials", "/gate"):
+            return self._release(method, name, tail[1:], body)
+        return self._task_route(method, name, tail or "", asked, headers, body)
 
     def _task_route(
         self, method: str, name: str, tail: str, version: str | None, headers: Any, body: bytes
     ) -> tuple[int, Any]:
         if (method, tail) == ("PUT", "/adapter"):
-            return self._push(name, headers, body)
+            return self._push(name, headers, body, version or "now")
         task = self.task(name)
         if (method, tail) == ("GET", ""):
             return 200, self._info(name)
@@ -98,7 +105,36 @@ class FakeServer:
             task.active -= 1
         return 200, {"task": name, "version": task.active, "digest": task.digest(task.active)}
 
-    def _push(self, name: str, headers: Any, body: bytes) -> tuple[int, Any]:
+    def _release(self, method: str, name: str, what: str, body: bytes) -> tuple[int, Any]:
+        task = self.task(name)
+        if what == "gate":
+            task.gate = [json.loads(line) for line in body.splitlines()]
+            about = {"task": name, "task_kind": task.kind, "pair": task.pair, "stored_by": None}
+            facts = {"rows": len(task.gate), "digest": "sha256:0", "size_bytes": len(body)}
+            return 200, about | facts | {"stored_at": AT}
+        if what == "trials":
+            trials = {kind: self._trial(task, kind) for kind in ("shadow", "canary")}
+            return 200, {"task": name, "active": task.active, **trials}
+        if method == "POST":
+            task.trials[what] = json.loads(body)
+            return 200, self._trial(task, what)
+        if what not in task.trials:
+            raise Refused(404, "trial_not_found")
+        del task.trials[what]
+        return 204, None
+
+    def _trial(self, task: Task, kind: str) -> dict[str, Any] | None:
+        if kind not in task.trials:
+            return None
+        asked = task.trials[kind]
+        common = {"digest": task.digest(asked["version"]), "since": AT, "counted_since": AT}
+        counts: dict[str, Any] = {"answered": 5, "active_answered": 95, "fell_back": 0}
+        if kind == "shadow":
+            counts = {"compared": 100, "agreed": 97, "agreement": 0.97, "score_difference": 0.01}
+            counts |= {"dropped": 1, "unloaded": 2}
+        return {**asked, **common, **counts, "started_by": None}
+
+    def _push(self, name: str, headers: Any, body: bytes, activate: str) -> tuple[int, Any]:
         assert headers["X-Content-SHA256"] == hashlib.sha256(body).hexdigest()
         if headers.get("If-None-Match") == "*" and name in self.tasks:
             raise Refused(412, "task_exists")
@@ -108,10 +144,17 @@ class FakeServer:
         known = body in task.files
         if not known:
             task.files.append(body)
-        task.active = task.files.index(body) + 1
-        task.history.append(("upload", task.active))
-        answer = {"task": name, "version": task.active, "digest": task.digest(task.active)}
-        return 200 if known else 201, answer | {"active": True}
+        number, gate = task.files.index(body) + 1, None
+        if activate == "gated" and task.gate:
+            gate = {"measure": "accuracy", "rows": len(task.gate), "score": task.score}
+            gate |= {"active_version": task.active, "active_score": 0.9}
+            if task.score < 0.9:
+                raise Refused(409, "gate_failed")
+        if activate != "later":
+            task.active = number
+        task.history.append(("stage" if activate == "later" else "upload", number))
+        answer = {"task": name, "version": number, "digest": task.digest(number)}
+        return 200 if known else 201, answer | {"active": number == task.active, "gate": gate}
 
     def _info(self, name: str) -> dict[str, Any]:
         task = self.tasks[name]

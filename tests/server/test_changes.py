@@ -15,7 +15,6 @@ from labelmux_server.errors import (
     AdapterDamagedError,
     DigestMismatchError,
     DiskFullError,
-    NoPreviousVersionError,
     TaskExistsError,
     VersionActiveError,
 )
@@ -23,6 +22,7 @@ from labelmux_server.library import Library
 from labelmux_server.metrics import Metrics
 from labelmux_server.pins import Pins
 from labelmux_server.registry import Registry
+from labelmux_server.release_errors import NoPreviousVersionError
 from labelmux_server.residency import Residency
 from labelmux_server.store import Store
 

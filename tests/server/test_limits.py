@@ -240,5 +240,5 @@ def test_a_request_beyond_those_in_work_is_refused_but_no_probe(
 def test_every_limit_has_a_test():
     here = CALLS.keys() | UPLOADS.keys() | ELSEWHERE.keys()
     here |= {"max_adapter_tensors", "max_tasks", "max_adapters", "max_concurrent_requests"}
-    here |= {"max_uploads"}  # test_routes_tasks
+    here |= {"max_uploads", "max_gate_bytes"}  # test_routes_tasks, test_gate
     assert here == {knob.name for knob in Settings.knobs() if knob.name.startswith("max_")}

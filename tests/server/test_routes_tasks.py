@@ -19,7 +19,8 @@ def test_an_upload_serves_at_once_and_is_listed(serving, adapter_bytes, make_ada
         assert answer.status_code == 201
         body = answer.json()
         UploadAnswer.model_validate(body)
-        assert body == {"task": "t", "version": 1, "digest": adapter.digest, "active": True}
+        stored = {"task": "t", "version": 1, "digest": adapter.digest}
+        assert body == {**stored, "active": True, "gate": None}
         assert answer.headers["location"] == "/v1/tasks/t/adapter?version=1"
         listed = (await client.get("/v1/tasks")).json()
         TaskList.model_validate(listed)

@@ -10,7 +10,8 @@ import pytest
 
 from labelmux_server.blobs import Blobs, DamagedBlobError, digest_of
 from labelmux_server.errors import DiskFullError, StateError
-from labelmux_server.store import HistoryRecord, Store, VersionRecord, previous_active
+from labelmux_server.history import HistoryRecord, previous_active
+from labelmux_server.store import Store, VersionRecord
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

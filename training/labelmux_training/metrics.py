@@ -10,6 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from labelmux_adapters.iob2 import runs_of
+from labelmux_adapters.quality import (
+    accuracy,
+    counts_f1,
+    label_counts,
+    labels_macro_f1,
+    span_counts,
+    span_f1,
+)
 
 Scores = npt.NDArray[np.floating]
 Ids = npt.NDArray[np.int64]
@@ -123,10 +131,10 @@ class Reliability:
 
 def measure(gold: Ids, scores: Scores) -> Metrics:
     """All metrics of ``scores`` (probabilities) [rows, K] against ``gold`` [rows]; rows > 0."""
-    found = confusion(gold, scores.argmax(axis=1), scores.shape[1])
+    best = scores.argmax(axis=1)
     return Metrics(
-        accuracy=float(np.trace(found) / found.sum()),
-        macro_f1=macro_f1(found),
+        accuracy=accuracy(gold, best),
+        macro_f1=macro_f1(confusion(gold, best, scores.shape[1])),
         ece=expected_calibration_error(gold, scores),
         rows=int(gold.shape[0]),
     )
@@ -186,40 +194,27 @@ def negative_log_likelihood(gold: Ids, logits: Scores, temperature: float = 1.0)
 def measure_labels(gold: Flags, found: Flags) -> LabelMetrics:
     """All metrics of answers with any number of labels. Each [rows, K]; rows > 0"""
     counts = label_counts(gold, found)
-    f1 = counts_f1(*counts)
     return LabelMetrics(
-        macro_f1=0.0 if np.isnan(f1).all() else float(np.nanmean(f1)),
+        macro_f1=labels_macro_f1(gold, found),
         micro_f1=_or_zero(counts_f1(*(count.sum() for count in counts))),
         subset_accuracy=float((gold == found).all(axis=1).mean()),
         rows=len(gold),
     )
 
 
-def label_counts(gold: Flags, found: Flags) -> tuple[Ids, Ids, Ids]:
-    """Of each label: rows where it is rightly given, given, and there. Each [K]"""
-    return (gold & found).sum(axis=0), found.sum(axis=0), gold.sum(axis=0)
-
-
-def counts_f1(right: Ids, said: Ids, there: Ids) -> npt.NDArray[np.float64]:
-    """F1 from counts; NaN where nothing is said and nothing is there."""
-    with np.errstate(invalid="ignore"):
-        f1: npt.NDArray[np.float64] = np.asarray(2 * right / (said + there))
-    return f1
-
-
 def measure_spans(gold: Sequence[Sequence[str]], found: Sequence[Sequence[str]]) -> SpanMetrics:
     """All metrics of tags, as conlleval and seqeval have them. One sequence a row"""
-    counts = span_counts(gold, found)
-    right, said, there = (sum(of[at] for of in counts.values()) for at in range(3))
+    wanted, given = ([set(runs_of(tags)) for tags in rows] for rows in (gold, found))
+    right, said, there = span_counts(wanted, given)
     return SpanMetrics(
-        f1=2 * right / (said + there) if said + there else 0.0,
+        f1=span_f1(wanted, given),
         precision=right / said if said else 0.0,
         recall=right / there if there else 0.0,
         rows=len(gold),
     )
 
 
-def span_counts(
+def type_counts(
     gold: Sequence[Sequence[str]], found: Sequence[Sequence[str]]
 ) -> dict[str, tuple[int, int, int]]:
     """Of each type of span: how many are right, said, and there."""

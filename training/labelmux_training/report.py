@@ -15,6 +15,7 @@ import numpy.typing as npt
 from labelmux_adapters.iob2 import Run, runs_of, words_of
 from labelmux_adapters.kinds import TaskKind
 from labelmux_adapters.manifest import Calibration
+from labelmux_adapters.quality import label_counts
 from labelmux_adapters.scores import DEFAULT_THRESHOLD, scores_of
 from labelmux_training.data import Dataset, Row
 from labelmux_training.kinds import Kind, Tokens
@@ -26,9 +27,8 @@ from labelmux_training.metrics import (
     Scores,
     confusion,
     f1_by_label,
-    label_counts,
     reliability,
-    span_counts,
+    type_counts,
 )
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _multi_label(report: Report) -> list[str]:
 
 def _token(report: Report) -> list[str]:
     wanted, found = Tokens().tags_of(report.gold, report.logits, report.labels)
-    rows = [_counted(name, *counts) for name, counts in span_counts(wanted, found).items()]
+    rows = [_counted(name, *counts) for name, counts in type_counts(wanted, found).items()]
     header = ("type", "spans", "precision", "recall", "F1")
     return [
         _section("Training", _image(_training_plot(report), "training curve")),

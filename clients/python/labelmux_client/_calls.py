@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import quote
@@ -18,18 +18,24 @@ import httpx2
 
 from labelmux_client._errors import AnswerError, StatusError, error_class
 from labelmux_client._types import (
+    Activation,
+    Canary,
     ClassifyResult,
     EncoderInfo,
+    GateInfo,
+    GateScores,
     HistoryEntry,
     KeyInfo,
     LabelScore,
     Prediction,
     PushResult,
     ServerInfo,
+    Shadow,
     Span,
     TaskFailure,
     TaskInfo,
     TextResult,
+    Trials,
     VersionInfo,
     VersionList,
     VersionRef,
@@ -164,8 +170,8 @@ def task(name: str) -> Call[TaskInfo]:
     return _json_call("GET", _task_path(name), lambda _, answer: _task_info(answer))
 
 
-def push(name: str, data: bytes, *, create_only: bool) -> Call[PushResult]:
-    """Make a file the active version of a task."""
+def push(name: str, data: bytes, *, create_only: bool, activate: Activation) -> Call[PushResult]:
+    """Make a file a version of a task."""
     headers = {
         "Content-Type": "application/octet-stream",
         "X-Content-SHA256": hashlib.sha256(data).hexdigest(),
@@ -179,6 +185,7 @@ def push(name: str, data: bytes, *, create_only: bool) -> Call[PushResult]:
         repeat="refused" if create_only else "always",
         content=data,
         headers=headers,
+        params={} if activate == "now" else {"activate": activate},
     )
 
 
@@ -192,9 +199,53 @@ def history(name: str) -> Call[tuple[HistoryEntry, ...]]:
     return _json_call("GET", _task_path(name, "/history"), lambda _, answer: _history(answer))
 
 
-def activate(name: str, version: int) -> Call[VersionRef]:
+def activate(name: str, version: int, *, gated: bool) -> Call[VersionRef]:
     """Make a version the active one."""
-    return _json_call("POST", _task_path(name, "/activate"), _version_ref, {"version": version})
+    body = {"version": version, "gated": True} if gated else {"version": version}
+    return _json_call("POST", _task_path(name, "/activate"), _version_ref, body)
+
+
+def shadow(name: str, version: int, share: float) -> Call[Shadow]:
+    """Let a version read along."""
+    body = {"version": version, "share": share}
+    return _json_call("POST", _task_path(name, "/shadow"), lambda _, found: _shadow(found), body)
+
+
+def canary(name: str, version: int, share: float, by: str) -> Call[Canary]:
+    """Let a version answer a share."""
+    body = {"version": version, "share": share, "by": by}
+    return _json_call("POST", _task_path(name, "/canary"), lambda _, found: _canary(found), body)
+
+
+def end_trial(name: str, kind: Literal["shadow", "canary"]) -> Call[None]:
+    """Leave the active version alone again."""
+    return Call("DELETE", _task_path(name, f"/{kind}"), lambda _: None, repeat="refused")
+
+
+def trials(name: str) -> Call[Trials]:
+    """What runs beside the active version."""
+    return _json_call("GET", _task_path(name, "/trials"), lambda _, answer: _trials(answer))
+
+
+def put_gate(name: str, data: bytes) -> Call[GateInfo]:
+    """Store a labelled set."""
+    return Call(
+        "PUT",
+        _task_path(name, "/gate"),
+        lambda response: _gate(response.json()),
+        content=data,
+        headers={"Content-Type": "application/x-ndjson"},
+    )
+
+
+def gate(name: str) -> Call[GateInfo]:
+    """What labelled set a task has."""
+    return _json_call("GET", _task_path(name, "/gate"), lambda _, answer: _gate(answer))
+
+
+def delete_gate(name: str) -> Call[None]:
+    """Forget a labelled set."""
+    return Call("DELETE", _task_path(name, "/gate"), lambda _: None, repeat="refused")
 
 
 def rollback(name: str) -> Call[VersionRef]:
@@ -331,11 +382,45 @@ def _push_result(response: httpx2.Response) -> PushResult:
         digest=answer["digest"],
         active=answer["active"],
         created=response.status_code == 201,
+        gate=_gate_scores(answer),
     )
 
 
 def _version_ref(_: httpx2.Response, answer: Any) -> VersionRef:
-    return VersionRef(answer["task"], answer["version"], answer["digest"])
+    return VersionRef(answer["task"], answer["version"], answer["digest"], _gate_scores(answer))
+
+
+def _gate_scores(answer: Mapping[str, Any]) -> GateScores | None:
+    found = answer.get("gate")
+    return None if found is None else _picked(GateScores, found)
+
+
+def _shadow(item: Mapping[str, Any]) -> Shadow:
+    return _picked(Shadow, item, "since", "counted_since")
+
+
+def _canary(item: Mapping[str, Any]) -> Canary:
+    return _picked(Canary, item, "since", "counted_since")
+
+
+def _trials(answer: Mapping[str, Any]) -> Trials:
+    shadow, canary = answer["shadow"], answer["canary"]
+    return Trials(
+        task=answer["task"],
+        active=answer["active"],
+        shadow=None if shadow is None else _shadow(shadow),
+        canary=None if canary is None else _canary(canary),
+    )
+
+
+def _gate(answer: Mapping[str, Any]) -> GateInfo:
+    return _picked(GateInfo, answer, "stored_at")
+
+
+def _picked(kind: type[T], item: Mapping[str, Any], *times: str) -> T:
+    """A flat value of this kind: its fields by name, those of ``times`` read as times."""
+    values = {of.name: item[of.name] for of in fields(kind)}  # type: ignore[arg-type]
+    return kind(**values | {name: datetime.fromisoformat(item[name]) for name in times})
 
 
 def _versions(answer: Mapping[str, Any]) -> VersionList:
@@ -365,6 +450,7 @@ def _history(answer: Mapping[str, Any]) -> tuple[HistoryEntry, ...]:
             version=item["version"],
             digest=item["digest"],
             by=item["by"],
+            share=item.get("share"),
         )
         for item in answer["history"]
     )

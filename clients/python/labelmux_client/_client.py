@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import httpx2
 
@@ -25,11 +25,16 @@ from labelmux_client._constants import (
 from labelmux_client._errors import NotReadyError, TransportError
 from labelmux_client._retry import pause_after_answer, pause_after_loss
 from labelmux_client._types import (
+    Activation,
+    Canary,
     ClassifyResult,
+    GateInfo,
     HistoryEntry,
     PushResult,
     ServerInfo,
+    Shadow,
     TaskInfo,
+    Trials,
     VersionList,
     VersionRef,
     Windows,
@@ -189,13 +194,29 @@ class Client:
         """One task and its active version."""
         return self._send(_calls.task(name))
 
-    def push(self, name: str, data: bytes | Path, *, create_only: bool = False) -> PushResult:
-        """Make an adapter file the active version of a task, at once.
+    def push(
+        self,
+        name: str,
+        data: bytes | Path,
+        *,
+        create_only: bool = False,
+        activate: Activation = "now",
+    ) -> PushResult:
+        """Make an adapter file a version of a task, and the active one.
 
-        The very same file twice is one version. ``create_only`` refuses a task that exists.
+        The very same file twice is one version. ``create_only`` refuses a task that exists. The
+        first version of a task serves at once, whatever ``activate`` says.
+
+        Args:
+            name: of the task.
+            data: the file, or where it is.
+            create_only: refuse a task that exists.
+            activate: ``later`` leaves the active version as it is; ``gated`` activates this one if
+                it is at least as good on the task's gate, and raises ``GateFailedError`` if not.
         """
         content = data.read_bytes() if isinstance(data, Path) else data
-        return self._send(_calls.push(name, content, create_only=create_only))
+        call = _calls.push(name, content, create_only=create_only, activate=activate)
+        return self._send(call)
 
     def versions(self, name: str) -> VersionList:
         """All versions of a task, and its history."""
@@ -205,9 +226,48 @@ class Client:
         """Who changed a task, how and when, oldest first; also of a task that was deleted."""
         return self._send(_calls.history(name))
 
-    def activate(self, name: str, version: int) -> VersionRef:
-        """Make a version of a task the active one."""
-        return self._send(_calls.activate(name, version))
+    def activate(self, name: str, version: int, *, gated: bool = False) -> VersionRef:
+        """Make a version of a task the active one; this ends its shadow and its canary.
+
+        ``gated`` does so only if it is at least as good as the active one on the task's gate, and
+        raises ``GateFailedError`` if not.
+        """
+        return self._send(_calls.activate(name, version, gated=gated))
+
+    def shadow(self, name: str, version: int, *, share: float = 1.0) -> Shadow:
+        """Let a version read a share of a task's texts, answer nobody, and be compared."""
+        return self._send(_calls.shadow(name, version, share))
+
+    def canary(
+        self, name: str, version: int, *, share: float, by: Literal["text", "caller"] = "text"
+    ) -> Canary:
+        """Let a version answer a share of a task's texts, or of its callers."""
+        return self._send(_calls.canary(name, version, share, by))
+
+    def end_shadow(self, name: str) -> None:
+        """End a task's shadow."""
+        return self._send(_calls.end_trial(name, "shadow"))
+
+    def end_canary(self, name: str) -> None:
+        """End a task's canary: the active version answers everything again."""
+        return self._send(_calls.end_trial(name, "canary"))
+
+    def trials(self, name: str) -> Trials:
+        """A task's shadow and canary, and what came of them so far."""
+        return self._send(_calls.trials(name))
+
+    def put_gate(self, name: str, data: bytes | Path) -> GateInfo:
+        """Store the labelled set that gated versions of a task are judged by, as JSON lines."""
+        content = data.read_bytes() if isinstance(data, Path) else data
+        return self._send(_calls.put_gate(name, content))
+
+    def gate(self, name: str) -> GateInfo:
+        """What labelled set a task has."""
+        return self._send(_calls.gate(name))
+
+    def delete_gate(self, name: str) -> None:
+        """Forget a task's labelled set."""
+        return self._send(_calls.delete_gate(name))
 
     def rollback(self, name: str) -> VersionRef:
         """Make the previously active version of a task the active one; returns it."""
@@ -321,10 +381,18 @@ class AsyncClient:
         """As ``Client.task``."""
         return await self._send(_calls.task(name))
 
-    async def push(self, name: str, data: bytes | Path, *, create_only: bool = False) -> PushResult:
+    async def push(
+        self,
+        name: str,
+        data: bytes | Path,
+        *,
+        create_only: bool = False,
+        activate: Activation = "now",
+    ) -> PushResult:
         """As ``Client.push``."""
         content = await asyncio.to_thread(data.read_bytes) if isinstance(data, Path) else data
-        return await self._send(_calls.push(name, content, create_only=create_only))
+        call = _calls.push(name, content, create_only=create_only, activate=activate)
+        return await self._send(call)
 
     async def versions(self, name: str) -> VersionList:
         """As ``Client.versions``."""
@@ -334,9 +402,44 @@ class AsyncClient:
         """As ``Client.history``."""
         return await self._send(_calls.history(name))
 
-    async def activate(self, name: str, version: int) -> VersionRef:
+    async def activate(self, name: str, version: int, *, gated: bool = False) -> VersionRef:
         """As ``Client.activate``."""
-        return await self._send(_calls.activate(name, version))
+        return await self._send(_calls.activate(name, version, gated=gated))
+
+    async def shadow(self, name: str, version: int, *, share: float = 1.0) -> Shadow:
+        """As ``Client.shadow``."""
+        return await self._send(_calls.shadow(name, version, share))
+
+    async def canary(
+        self, name: str, version: int, *, share: float, by: Literal["text", "caller"] = "text"
+    ) -> Canary:
+        """As ``Client.canary``."""
+        return await self._send(_calls.canary(name, version, share, by))
+
+    async def end_shadow(self, name: str) -> None:
+        """As ``Client.end_shadow``."""
+        return await self._send(_calls.end_trial(name, "shadow"))
+
+    async def end_canary(self, name: str) -> None:
+        """As ``Client.end_canary``."""
+        return await self._send(_calls.end_trial(name, "canary"))
+
+    async def trials(self, name: str) -> Trials:
+        """As ``Client.trials``."""
+        return await self._send(_calls.trials(name))
+
+    async def put_gate(self, name: str, data: bytes | Path) -> GateInfo:
+        """As ``Client.put_gate``."""
+        content = await asyncio.to_thread(data.read_bytes) if isinstance(data, Path) else data
+        return await self._send(_calls.put_gate(name, content))
+
+    async def gate(self, name: str) -> GateInfo:
+        """As ``Client.gate``."""
+        return await self._send(_calls.gate(name))
+
+    async def delete_gate(self, name: str) -> None:
+        """As ``Client.delete_gate``."""
+        return await self._send(_calls.delete_gate(name))
 
     async def rollback(self, name: str) -> VersionRef:
         """As ``Client.rollback``."""

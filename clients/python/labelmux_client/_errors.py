@@ -13,6 +13,7 @@ LabelmuxError
     ├── ConflictError             the state of the task forbids it
     │   ├── TaskExistsError       create-only push to a task that exists
     │   ├── VersionActiveError    the active version cannot be deleted
+    │   ├── GateFailedError       the version is worse than the active one on the task's gate
     │   └── NoPreviousVersionError  there is nothing to roll back to
     ├── AdapterRefusedError       the file is no adapter for this server; code says why
     ├── OverloadedError           too much is waiting there, or the key was used too fast
@@ -33,6 +34,7 @@ __all__ = [
     "AnswerError",
     "ConflictError",
     "ForbiddenError",
+    "GateFailedError",
     "InvalidRequestError",
     "LabelmuxError",
     "NoPreviousVersionError",
@@ -123,6 +125,10 @@ class VersionActiveError(ConflictError):
     """The active version cannot be deleted."""
 
 
+class GateFailedError(ConflictError):
+    """The version is worse than the active one on the task's gate; ``fields`` has both scores."""
+
+
 class NoPreviousVersionError(ConflictError):
     """There is nothing to roll back to."""
 
@@ -169,8 +175,15 @@ CODES: Mapping[str, type[StatusError]] = {
     "not_found": NotFoundError,
     "task_not_found": TaskNotFoundError,
     "version_not_found": VersionNotFoundError,
+    "trial_not_found": NotFoundError,
+    "gate_not_found": NotFoundError,
     "task_exists": TaskExistsError,
     "version_active": VersionActiveError,
+    "version_on_trial": ConflictError,
+    "trial_misfit": ConflictError,
+    "gate_failed": GateFailedError,
+    "gate_misfit": ConflictError,
+    "active_changed": ConflictError,
     "no_previous_version": NoPreviousVersionError,
     "file_too_large": AdapterRefusedError,
     "not_safetensors": AdapterRefusedError,

@@ -10,22 +10,31 @@ from typing import Any, Literal
 from labelmux_client._errors import error_class
 
 __all__ = [
+    "Activation",
+    "Canary",
     "ClassifyResult",
     "EncoderInfo",
+    "GateInfo",
+    "GateScores",
     "HistoryEntry",
     "LabelScore",
     "Prediction",
     "PushResult",
     "ServerInfo",
+    "Shadow",
     "Span",
     "TaskFailure",
     "TaskInfo",
     "TextResult",
+    "Trials",
     "VersionInfo",
     "VersionList",
     "VersionRef",
     "Windows",
 ]
+
+#: Whether a pushed version serves at once, later, or if it passes the task's gate.
+Activation = Literal["now", "later", "gated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,24 +233,40 @@ class TaskInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class GateScores:
+    """How good a version and the one that was active are on the task's labelled set."""
+
+    #: ``accuracy``, ``macro_f1`` or ``span_f1``, by kind of task.
+    measure: str
+    rows: int
+    score: float
+    active_version: int
+    active_score: float
+
+
+@dataclass(frozen=True, slots=True)
 class VersionRef:
-    """One version of a task, by number and digest."""
+    """The version of a task that is active now."""
 
     task: str
     version: int
     digest: str
+    #: None where no gate was asked for, or there was nothing to compare with.
+    gate: GateScores | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PushResult:
-    """The version that a push made active."""
+    """The version that a push made."""
 
     task: str
     version: int
     digest: str
+    #: Whether it serves now.
     active: bool
     #: False where this very file already was a version of the task.
     created: bool
+    gate: GateScores | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +283,7 @@ class VersionInfo:
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """One change to a task: upload, activate, rollback or delete."""
+    """One change to a task, such as upload, stage, activate, rollback or delete."""
 
     at: datetime
     action: str
@@ -266,6 +291,74 @@ class HistoryEntry:
     digest: str
     #: The name of the key that asked for it; None where the server asked for none.
     by: str | None
+    #: Of the traffic, where it began a shadow or a canary.
+    share: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """A version that reads along with the active one, and how far the two agree."""
+
+    version: int
+    digest: str
+    #: Of the task's texts.
+    share: float
+    since: datetime
+    started_by: str | None
+    #: When the counts begin: at the server's last start, if that is later.
+    counted_since: datetime
+    #: Texts that both read, and of these, those with the same verdict.
+    compared: int
+    agreed: int
+    #: Share of ``compared``, and mean difference of scores; None before the first text.
+    agreement: float | None
+    score_difference: float | None
+    #: Texts that it did not read: there was too much to do, or its adapter was not there.
+    dropped: int
+    unloaded: int
+
+
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """A version that answers a share of a task's traffic."""
+
+    version: int
+    digest: str
+    share: float
+    #: What the share is of: ``text`` or ``caller``.
+    by: str
+    since: datetime
+    started_by: str | None
+    counted_since: datetime
+    #: Texts that it answered, and that the active version did meanwhile.
+    answered: int
+    active_answered: int
+    #: Texts of its share that it could not read, so that the active version did.
+    fell_back: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """What runs beside the active version of a task."""
+
+    task: str
+    active: int
+    shadow: Shadow | None
+    canary: Canary | None
+
+
+@dataclass(frozen=True, slots=True)
+class GateInfo:
+    """The labelled set that gated versions of a task are judged by."""
+
+    task: str
+    task_kind: str
+    pair: bool
+    rows: int
+    digest: str
+    size_bytes: int
+    stored_at: datetime
+    stored_by: str | None
 
 
 @dataclass(frozen=True, slots=True)

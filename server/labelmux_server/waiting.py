@@ -1,0 +1,44 @@
+"""Waiting for rows on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from labelmux_server.batcher import Batcher
+from labelmux_server.errors import OverloadedError
+from labelmux_server.submission import Row, Submission
+
+
+async def answered(
+    batcher: Batcher, rows: Sequence[Row], timeout_s: float, settled: Callable[[], None]
+) -> Submission:
+    """Queue rows and return once each has its answer; whoever is cancelled takes them out again.
+
+    ``settled`` is called once, when none of them waits or runs any more, or none was queued.
+
+    Raises:
+        OverloadedError: too much waits already.
+        BaseException: what a batch with one of the rows failed with.
+    """
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def finish(_: Submission) -> None:
+        settled()
+        if not done.done():
+            done.set_result(None)
+
+    submission = Submission(rows, timeout_s, finish)
+    try:
+        batcher.submit(submission)
+    except OverloadedError:
+        settled()
+        raise
+    try:
+        await done
+    finally:
+        if submission.remaining:
+            batcher.cancel(submission)
+    if submission.error is not None:
+        raise submission.error
+    return submission
