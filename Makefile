@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup serve test test-fast test-client check format contract demo-adapters bundled-encoder encoder-quality quality audit bench image
+.PHONY: help setup serve test test-fast soak fuzz test-client check format contract demo-adapters bundled-encoder encoder-quality quality audit bench image
 
 help: ## List these targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -39,6 +39,14 @@ format: $(STAMP) ## Rewrite the code in the house format.
 	$(BIN)/ruff format .
 
 CLIENT_VENV := .venv-client
+
+MINUTES ?= 5
+soak: $(STAMP) ## Mixed traffic on a real server for MINUTES=5: nothing grows, is lost, or is answered wrongly.
+	SOAK_MINUTES=$(MINUTES) $(BIN)/python -m pytest -s tests/server/test_soak.py
+
+CASES ?= 10000
+fuzz: $(STAMP) ## Mutate adapter files and manifests: CASES=10000 take about a minute, millions a night.
+	FUZZ_CASES=$(CASES) $(BIN)/python -m pytest tests/adapters/test_files_property.py
 
 test-client: ## Run the client's tests where there is no torch.
 	test -x $(CLIENT_VENV)/bin/python || $(PYTHON) -m venv $(CLIENT_VENV)

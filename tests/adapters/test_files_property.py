@@ -1,8 +1,12 @@
-"""Mutated files give an adapter or an AdapterFileError, in bounded time and memory."""
+"""Mutated files give an adapter or an AdapterFileError, in bounded time and memory.
+
+``make fuzz CASES=1000000`` tries so many in all, other ones every time.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import struct
 import time
 import tracemalloc
@@ -16,17 +20,25 @@ from torch import Tensor
 
 from labelmux_adapters.errors import AdapterFileError
 from labelmux_adapters.files import Adapter, read_adapter, write_adapter
-from labelmux_adapters.manifest import Canary, Manifest
+from labelmux_adapters.manifest import Canary, Manifest, parse_manifest
+from labelmux_adapters.methods import METHODS
 
 MAX_SECONDS = 5.0
+#: Of all tests here together, where nobody says otherwise.
+ALL_EXAMPLES = 1350
 #: The file here has about 3 kB; a whole header of JSON parses to a few hundred times that.
 MAX_PEAK_BYTES = 4 * 1024 * 1024
 
 
+#: Of all tests here together, where this file is the fuzzer.
+FUZZ_CASES = int(os.environ.get("FUZZ_CASES", "0"))
+
+
 def examples(count: int) -> settings:
     return settings(
-        max_examples=count,
-        derandomize=True,
+        max_examples=count * FUZZ_CASES // ALL_EXAMPLES or count,
+        derandomize=not FUZZ_CASES,
+        print_blob=True,
         database=None,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -48,6 +60,21 @@ json_values = st.recursive(
     ),
     max_leaves=8,
 )
+
+
+def attempt_manifest(text: str) -> None:
+    """Read a manifest's text: a manifest, or one of the errors for it, in bounds."""
+    tracemalloc.start()
+    start = time.process_time()
+    try:
+        parse_manifest(text)
+    except AdapterFileError as exc:
+        assert len(str(exc)) < 1000
+    seconds = time.process_time() - start
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert seconds < MAX_SECONDS
+    assert peak < MAX_PEAK_BYTES
 
 
 def attempt(data: bytes) -> Adapter | None:
@@ -180,6 +207,41 @@ def test_edited_manifests(adapter_file: bytes, data: st.DataObject):
     manifest = json.loads(metadata["labelmux.manifest"])
     for _ in range(data.draw(st.integers(1, 2))):
         manifest = edit(data, manifest)
+    metadata["labelmux.manifest"] = json.dumps(manifest)
+    attempt(join(json.dumps(header).encode(), body))
+
+
+deep = st.builds(
+    lambda opening, inner, times: opening * times + inner,
+    st.sampled_from(["[", '{"a":', '[{"labels":[', "-", "1e", '"\\u']),
+    st.text(max_size=4),
+    st.integers(1, 20_000),
+)
+
+
+@examples(200)
+@given(st.data())
+def test_manifest_texts(adapter_file: bytes, data: st.DataObject):
+    whole = split(adapter_file)[0]["__metadata__"]["labelmux.manifest"]
+    place = st.integers(0, len(whole))
+    start, stop = sorted((data.draw(place), data.draw(place)))
+    new = data.draw(st.one_of(st.text(max_size=20), deep, json_values.map(json.dumps)))
+    attempt_manifest(data.draw(st.sampled_from([new, whole[:start] + new + whole[stop:]])))
+
+
+@examples(100)
+@given(st.data())
+def test_other_methods_and_kinds(adapter_file: bytes, data: st.DataObject):
+    """Sizes that decide what tensors there must be, of every method."""
+    header, body = split(adapter_file)
+    metadata = header["__metadata__"]
+    manifest = json.loads(metadata["labelmux.manifest"])
+    manifest["method"] = data.draw(st.sampled_from(list(METHODS)))
+    kinds = ["single_label", "multi_label", "token"]
+    manifest["task_kind"] = data.draw(st.sampled_from(kinds))
+    size = st.one_of(st.integers(-1, 2000), huge)
+    sizes = st.sampled_from([*manifest["sizes"], "layers", "rank", "prefix", "bottleneck"])
+    manifest["sizes"] |= data.draw(st.dictionaries(sizes, size, max_size=6))
     metadata["labelmux.manifest"] = json.dumps(manifest)
     attempt(join(json.dumps(header).encode(), body))
 
