@@ -1,12 +1,13 @@
-"""SIGKILL in the middle of uploads: a restart serves exactly what was acknowledged.
+"""SIGKILL in the middle of any change: a restart serves exactly what was acknowledged.
 
-Twenty starts would import torch twenty times. So one process imports the server once, and each
+Fifty starts would import torch fifty times. So one process imports the server once, and each
 round runs in a fork of it: a process of its own that opens the state folder afresh.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import os
 import random
@@ -24,7 +25,6 @@ import pytest
 from labelmux_adapters.files import write_adapter
 from labelmux_server.blobs import digest_of
 
-ROUNDS = 20
 TASKS = ("a", "b", "c")
 LIMIT_S = 90.0
 FORKS = """
@@ -105,103 +105,185 @@ def rounds(tmp_path, tiny_encoder_folder):
 
 @dataclasses.dataclass
 class Task:
-    """What the server has acknowledged of one task."""
+    """What the server has of one task."""
 
-    #: Digests by version number, from 1.
-    digests: list[str]
-    active: str
+    #: Digests by version number.
+    versions: dict[int, str]
+    active: int
 
 
-class Acknowledged:
-    """What a client knows for certain, and the one change that was under way."""
+@dataclasses.dataclass
+class State:
+    """What a client knows of the server."""
 
-    def __init__(self) -> None:
-        self.tasks: dict[str, Task] = {}
-        self.files: dict[str, bytes] = {}
-        self.in_flight: tuple[str, str] | None = None
+    tasks: dict[str, Task] = dataclasses.field(default_factory=dict)
+    #: The highest number that each task ever had; it is never given again.
+    used: dict[str, int] = dataclasses.field(default_factory=dict)
 
-    def with_in_flight(self) -> dict[str, Task]:
-        """The tasks, had the last change happened wholly."""
-        tasks = {name: Task(list(t.digests), t.active) for name, t in self.tasks.items()}
-        if self.in_flight is not None:
-            name, digest = self.in_flight
-            task = tasks.setdefault(name, Task([], digest))
-            if digest not in task.digests:
-                task.digests.append(digest)
-            task.active = digest
-        return tasks
+    def after(self, change: Change) -> State:
+        """As it is once the change has happened wholly."""
+        later = copy.deepcopy(self)
+        change.happen(later)
+        return later
 
-    def settle(self, tasks: dict[str, Task]) -> None:
-        self.tasks = tasks
-        self.in_flight = None
+
+@dataclasses.dataclass
+class Upload:
+    """Bytes that the task has already, or new ones."""
+
+    task: str
+    data: bytes
+
+    def ask(self, client):
+        return client.put(f"/v1/tasks/{self.task}/adapter", content=self.data)
+
+    def happen(self, state: State) -> None:
+        digest = digest_of(self.data)
+        task = state.tasks.setdefault(self.task, Task({}, 0))
+        found = [number for number, known in task.versions.items() if known == digest]
+        if not found:
+            state.used[self.task] = state.used.get(self.task, 0) + 1
+            found = [state.used[self.task]]
+        task.versions[found[0]] = digest
+        task.active = found[0]
+
+
+@dataclasses.dataclass
+class Activate:
+    task: str
+    number: int
+
+    def ask(self, client):
+        return client.post(f"/v1/tasks/{self.task}/activate", json={"version": self.number})
+
+    def happen(self, state: State) -> None:
+        state.tasks[self.task].active = self.number
+
+
+@dataclasses.dataclass
+class DeleteVersion:
+    task: str
+    number: int
+
+    def ask(self, client):
+        return client.delete(f"/v1/tasks/{self.task}/versions/{self.number}")
+
+    def happen(self, state: State) -> None:
+        del state.tasks[self.task].versions[self.number]
+
+
+@dataclasses.dataclass
+class DeleteTask:
+    task: str
+
+    def ask(self, client):
+        return client.delete(f"/v1/tasks/{self.task}")
+
+    def happen(self, state: State) -> None:
+        del state.tasks[self.task]
+
+
+Change = Upload | Activate | DeleteVersion | DeleteTask
+
+
+class Changes:
+    """Changes without end, each of which the server must take."""
+
+    def __init__(self, seed: int, adapter) -> None:
+        self._chance = random.Random(seed)
+        self._adapter = adapter
+        self._files: dict[str, bytes] = {}
+
+    def next(self, state: State) -> Change:
+        name = self._chance.choice(TASKS)
+        task = state.tasks.get(name)
+        kind = self._chance.random()
+        if task is None or kind < 0.5:
+            return Upload(name, self._new_file())
+        number = self._chance.choice(list(task.versions))
+        if kind < 0.6:
+            return Upload(name, self._files[task.versions[number]])
+        if kind < 0.8:
+            return Activate(name, number)
+        if kind < 0.92 and number != task.active:
+            return DeleteVersion(name, number)
+        return DeleteTask(name)
+
+    def moment(self, longest_s: float) -> float:
+        return self._chance.uniform(0, longest_s)
+
+    def count(self) -> int:
+        return self._chance.randint(1, 6)
+
+    def _new_file(self) -> bytes:
+        card = {"number": str(len(self._files))}
+        manifest = self._adapter.manifest.model_copy(update={"card": card})
+        data = write_adapter(manifest, self._adapter.tensors)
+        self._files[digest_of(data)] = data
+        return data
 
 
 def served(client) -> dict[str, Task]:
-    """What the server has, each file checked."""
+    """What the server has, each file checked and each active version asked."""
     tasks = {}
     for info in client.get("/v1/tasks").json()["tasks"]:
         name = info["task"]
         listed = client.get(f"/v1/tasks/{name}/versions").json()
-        assert [v["version"] for v in listed["versions"]] == [
-            *range(1, len(listed["versions"]) + 1)
-        ]
-        tasks[name] = Task([v["digest"] for v in listed["versions"]], info["digest"])
-        assert digest_of(client.get(f"/v1/tasks/{name}/adapter").content) == info["digest"]
+        versions = {each["version"]: each["digest"] for each in listed["versions"]}
+        for number, digest in versions.items():
+            file = client.get(f"/v1/tasks/{name}/adapter", params={"version": number})
+            assert digest_of(file.content) == digest
         answer = client.post("/v1/classify", json={"task": name, "texts": "a good film"})
         assert answer.json()["results"][0]["predictions"][name]["digest"] == info["digest"]
+        assert versions[listed["active"]] == info["digest"]
+        tasks[name] = Task(versions, listed["active"])
     return tasks
 
 
-def upload_until_killed(client, known: Acknowledged, chance: random.Random, files, kill) -> int:
-    """Upload new files and old ones until the server is gone; how many were acknowledged.
+def change_until_killed(client, state: State, changes: Changes, kill) -> tuple[State, Change, int]:
+    """Change tasks until the server is gone.
 
-    The kill comes some uploads later, at any moment of one.
+    The kill comes some changes later, at any moment of one.
+
+    Returns:
+        What it acknowledged, the change that was under way, and how many were acknowledged.
     """
-    started, count, kill_after = time.monotonic(), 0, chance.randint(1, 6)
+    started, count, kill_after = time.monotonic(), 0, changes.count()
     killer = None
     while True:
-        name = chance.choice(TASKS)
-        old = known.tasks[name].digests if name in known.tasks else []
-        again = old and chance.random() < 0.3
-        data = known.files[chance.choice(old)] if again else next(files)
-        digest = digest_of(data)
-        known.files[digest] = data
-        known.in_flight = (name, digest)
+        change = changes.next(state)
         try:
-            answer = client.put(f"/v1/tasks/{name}/adapter", content=data)
+            answer = change.ask(client)
         except httpx2.TransportError:
             killer.join()
-            return count
-        assert answer.status_code in (200, 201), answer.text
-        known.settle(known.with_in_flight())
+            return state, change, count
+        assert answer.is_success, answer.text
+        state = state.after(change)
         count += 1
         if count == kill_after:
-            upload_s = (time.monotonic() - started) / count
-            killer = threading.Timer(chance.uniform(0, 2 * upload_s), kill)
+            change_s = (time.monotonic() - started) / count
+            killer = threading.Timer(changes.moment(2 * change_s), kill)
             killer.start()
 
 
-@pytest.mark.slow
-def test_killed_in_the_middle_of_uploads_it_serves_exactly_what_it_acknowledged(
-    rounds, make_adapter
+@pytest.mark.parametrize("count", [3, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_in_the_middle_of_changes_it_serves_exactly_what_it_acknowledged(
+    rounds, make_adapter, tmp_path, count
 ):
-    adapter = make_adapter()
-    known, chance = Acknowledged(), random.Random(2)
-    acknowledged = 0
-
-    def distinct_files():
-        for number in range(1_000_000):
-            card = {"number": str(number)}
-            yield write_adapter(adapter.manifest.model_copy(update={"card": card}), adapter.tensors)
-
-    files = distinct_files()
-    for _ in range(ROUNDS):
+    changes, state, acknowledged = Changes(2, make_adapter()), State(), 0
+    possible = [state]
+    for last in [False] * count + [True]:
         with httpx2.Client(base_url=rounds.start(), timeout=60) as client:
             found = served(client)
-            assert found in (known.tasks, known.with_in_flight())
-            known.settle(found)
-            acknowledged += upload_until_killed(client, known, chance, files, rounds.kill)
+            state = next((known for known in possible if known.tasks == found), None)
+            assert state is not None, (found, possible)
+            if last:
+                break
+            state, change, done = change_until_killed(client, state, changes, rounds.kill)
+            possible = [state, state.after(change)]
+            acknowledged += done
         rounds.wait()
-    with httpx2.Client(base_url=rounds.start(), timeout=60) as client:
-        assert served(client) in (known.tasks, known.with_in_flight())
-    assert acknowledged >= ROUNDS
+    assert acknowledged >= count
+    needed = {digest[7:] for task in state.tasks.values() for digest in task.versions.values()}
+    blobs = (tmp_path / "state" / "blobs").rglob("*")
+    assert {path.name for path in blobs if path.is_file()} == needed
