@@ -114,6 +114,12 @@ def normalise_states(features: Tensor) -> Tensor:
     return functional.layer_norm(features, (features.shape[-1],))
 
 
+def _near_zero(*shape: int) -> nn.Parameter:
+    """Small random values; none on the meta device, where torch would import its compiler first."""
+    values = torch.empty(shape)
+    return nn.Parameter(values if values.is_meta else values.normal_(std=0.02))
+
+
 class Readout(nn.Module):
     """What both trainable forms share: the labels, the mix of features, the last block."""
 
@@ -123,8 +129,8 @@ class Readout(nn.Module):
         hidden, width = sizes.hidden, sizes.width
         self.mix = nn.Parameter(torch.zeros(sizes.states))
         self.mix_scale = nn.Parameter(torch.ones(1))
-        self.task_vector = nn.Parameter(torch.randn(width) * 0.02)
-        self.label_vectors = nn.Parameter(torch.randn(labels, width) * 0.02)
+        self.task_vector = _near_zero(width)
+        self.label_vectors = _near_zero(labels, width)
         self.self_query = nn.Linear(width, width)
         self.self_key = nn.Linear(width, width)
         self.self_value = nn.Linear(width, width)

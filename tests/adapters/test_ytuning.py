@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -93,3 +96,15 @@ def test_the_margin_loss_is_the_papers_formula() -> None:
 def test_impossible_sizes_are_named(sizes: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         YTuningSizes.from_mapping(sizes)
+
+
+def test_reading_an_adapter_does_not_import_torchs_compiler() -> None:
+    code = (
+        "import sys\n"
+        "from labelmux_adapters.ytuning import YTuning, YTuningSizes, from_tensors, to_tensors\n"
+        "sizes = YTuningSizes(states=3, hidden=32, width=8, heads=2, ffn=16)\n"
+        "from_tensors(sizes, 4, to_tensors(YTuning(sizes, 4)))\n"
+        "print('torch._dynamo' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
