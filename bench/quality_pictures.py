@@ -35,18 +35,23 @@ def draw(found: Results, folder: Path) -> None:
 
 
 def score_by_share(found: Results) -> Figure | None:
-    """Mean score against the share of values that are trained, a point for each method."""
-    name = next((n for n in (EDITS, SIZE) if any(cell.table == n for cell in found)), None)
-    made = columns(found, name, TABLES[name].rows[-1]) if name else {}
+    """Mean score against the share of values that are trained, a point for each method.
+
+    Of the methods that change the pass, once enough of them are measured; else of the others.
+    """
+    name = max((EDITS, SIZE), key=lambda name: _compared(found, name))
+    made = columns(found, name, TABLES[name].rows[-1])
     sets = largest_block(made.values())
-    if not sets or name is None:
+    if not sets:
         return None
     points = {
         method: (100 * column.mean("share", sets), column.points(sets))
         for method, column in made.items()
         if column.covers(sets)
     }
-    figure, axes = _axes(f"mean test score of {_named(sets)}; up to {TABLES[name].rows[-1]:,} rows")
+    figure, axes = _axes(
+        f"test score, mean of {_named(sets)}; up to {TABLES[name].rows[-1]:,} rows"
+    )
     axes.set_xscale("log")
     axes.set_xlabel("trained values, % of the encoder's")
     for method, (share, score) in points.items():
@@ -66,7 +71,7 @@ def score_by_rows(found: Results) -> Figure | None:
     sets = largest_block(column for made in by_rows.values() for column in made.values())
     if not sets:
         return None
-    figure, axes = _axes(f"mean test score of {_named(sets)}")
+    figure, axes = _axes(f"test score, mean of {_named(sets)}")
     axes.set_xscale("log")
     axes.set_xlabel("training rows")
     axes.set_xticks(list(by_rows), [f"{rows:,}" for rows in by_rows])
@@ -86,8 +91,15 @@ def score_by_rows(found: Results) -> Figure | None:
     return figure
 
 
+def _compared(found: Results, name: str) -> int:
+    """How many results of a table can be compared."""
+    made = columns(found, name, TABLES[name].rows[-1]).values()
+    sets = largest_block(made)
+    return len(sets) * sum(column.covers(sets) for column in made)
+
+
 def _named(sets: Sequence[str]) -> str:
-    return f"{len(sets)} sets" if len(sets) > 4 else ", ".join(sets)
+    return f"{len(sets)} sets" if len(sets) > 4 else " and ".join(sets)
 
 
 def _axes(title: str) -> tuple[Figure, Axes]:
