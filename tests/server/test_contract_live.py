@@ -26,6 +26,12 @@ TAKES_WHAT_FITS = positive_data_acceptance
 KEY = {"Authorization": "Bearer of-every-route"}
 
 
+@schemathesis.serializer("application/x-ndjson")
+def lines(_context, value) -> bytes:
+    """Of a body that has a value to a line; what is bytes already goes as it is."""
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
 @pytest.fixture(scope="module")
 def live(start_shared_server, adapter_bytes):
     """The contract that a server with some tasks hands out."""
