@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup serve test test-fast soak fuzz test-client check format contract demo-adapters bundled-encoder encoder-quality quality audit bench image
+.PHONY: help setup serve test test-fast soak fuzz test-client check format contract demo-adapters bundled-encoder encoder-quality quality audit bench image image-test
 
 help: ## List these targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -106,4 +106,7 @@ bench: $(STAMP) $(INFINITY) $(PEERS) ## Measure encoder, readouts, methods and s
 	$(BIN)/python bench/all.py --python-infinity $(INFINITY) --python-peers $(PEERS)
 
 image: ## Build the CPU image; VARIANT=cuda for the other.
-	docker build --build-arg VARIANT=$(or $(VARIANT),cpu) -t labelmux:$(or $(VARIANT),cpu) .
+	docker build --build-arg VARIANT=$(or $(VARIANT),cpu) --build-arg REVISION=$$(git rev-parse HEAD) -t labelmux:$(or $(VARIANT),cpu) .
+
+image-test: ## Build the CPU image and run it as production would; IMAGE=NAME tests one that is there.
+	$(PYTHON) deploy/image_test.py $(if $(IMAGE),--image $(IMAGE)) $(IMAGE_TEST)

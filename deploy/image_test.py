@@ -1,0 +1,354 @@
+"""Build the image and run it as production would: read-only, without rights, killed, cut off.
+
+``make image-test``. Needs Docker, or buildah and podman, and no package. With ``--if-possible``, as
+CI calls it, it says so and passes where neither works, or where the base image is not at hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import secrets
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+BASE = "docker.io/library/python:3.11-slim-bookworm"
+DEMO = ROOT / "server/labelmux_server/demo/sentiment.safetensors"
+KEY = "a-key-for-this-test-alone"
+READY_LIMIT_S = 180
+CI_BUILD_LIMIT_S = 600
+#: As compose.yaml has it. Without a writable /tmp too: podman would add one.
+HARDENED = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+LIMITS = ("--memory", "4g", "--ulimit", "nofile=4096:4096", "--ulimit", "nproc=4096:4096")
+
+
+class ImpossibleError(Exception):
+    """No engine works here, or it lacks the base image."""
+
+
+class Engine:
+    """Docker, or buildah and podman."""
+
+    def __init__(self) -> None:
+        if _works("docker", "info"):
+            self._run, self._build = ["docker"], ["docker", "build"]
+            self._flags: tuple[str, ...] = ()
+        elif _works("buildah", "info") and _works("podman", "info"):
+            runtime = ["--runtime", "runc"] if shutil.which("runc") else []
+            self._run = ["podman", *runtime]
+            # In the other format there is no health check.
+            self._build = [
+                "buildah",
+                "bud",
+                "--format",
+                "docker",
+                "--isolation",
+                "chroot",
+                "--layers",
+            ]
+            self._flags = ("--read-only-tmpfs=false",)
+        else:
+            raise ImpossibleError("neither docker nor buildah with podman works here")
+
+    def has(self, image: str) -> bool:
+        return _works(*self._run, "image", "inspect", image)
+
+    def build(self, tag: str, limit_s: int | None) -> None:
+        """Build as this machine's pip would install. What it prints is shown: it takes minutes.
+
+        Raises:
+            ImpossibleError: it took longer than ``limit_s``.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            conf = Path(folder, "pip.conf")
+            settings = pip_settings()
+            conf.write_text("\n".join(["[global]", *(f"{k} = {v}" for k, v in settings.items())]))
+            flags = ["--secret", f"id=pipconf,src={conf}"]
+            if self._build[0] == "buildah":
+                for place in (settings.get("cert", ""), *settings.get("find-links", "").split()):
+                    path = Path(place) if Path(place).is_dir() else Path(place).parent
+                    if place.startswith("/") and path.is_dir():
+                        flags += ["--volume", f"{path}:{path}:ro"]
+            # Unlike ours, the tool's timeout ends what the build has started too.
+            bounded = ["timeout", str(limit_s)] if limit_s else []
+            done = subprocess.run([*bounded, *self._build, *flags, "-t", tag, str(ROOT)])
+        if limit_s and done.returncode == 124:
+            raise ImpossibleError(f"the build took longer than {limit_s} s")
+        assert done.returncode == 0, "the build failed"
+
+    def call(self, *arguments: str) -> str:
+        done = subprocess.run([*self._run, *arguments], capture_output=True, text=True)
+        if done.returncode:
+            raise AssertionError(f"{' '.join(arguments)}: {done.stderr.strip()}")
+        return done.stdout.strip()
+
+    def logs(self, name: str) -> str:
+        """What a container has said so far."""
+        done = subprocess.run([*self._run, "logs", name], capture_output=True, text=True)
+        return done.stdout + done.stderr
+
+    def start(self, name: str, image: str, *flags: str) -> None:
+        self.call("run", "-d", "--name", name, *self._flags, *HARDENED, *LIMITS, *flags, image)
+
+
+class Server:
+    """One container after another on one volume."""
+
+    def __init__(self, engine: Engine, image: str) -> None:
+        self._engine, self._image = engine, image
+        self.name = f"labelmux-test-{secrets.token_hex(4)}"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+
+    def start(self) -> float:
+        """Seconds until it was ready."""
+        started = time.monotonic()
+        self._engine.start(
+            self.name,
+            self._image,
+            *("--network", "host", "--volume", f"{self.name}:/state"),
+            *("--env", "LABELMUX_HOST=127.0.0.1", "--env", f"LABELMUX_PORT={self._port}"),
+            *("--env", f"LABELMUX_ADMIN_KEY={KEY}"),
+        )
+        while time.monotonic() < started + READY_LIMIT_S:
+            with contextlib.suppress(OSError):
+                if self.ask("GET", "/health/ready")[0] == 200:
+                    return time.monotonic() - started
+            time.sleep(0.1)
+        raise AssertionError(f"not ready in time: {self._engine.logs(self.name)}")
+
+    def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        """Status and answer; ``body`` is bytes of a file, or becomes JSON."""
+        kind = "application/octet-stream" if isinstance(body, bytes) else "application/json"
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        headers = {"authorization": f"Bearer {KEY}", "content-type": kind}
+        url = f"http://127.0.0.1:{self._port}{path}"
+        request = urllib.request.Request(url, data, headers, method=method)
+        try:
+            with _opener().open(request, timeout=60) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    def classify(self, task: str) -> Any:
+        status, answer = self.ask("POST", "/v1/classify", {"task": task, "texts": "A lovely film."})
+        assert status == 200, answer
+        return answer["results"][0]["predictions"][task]
+
+    def stop(self) -> None:
+        """As an orchestrator does; it must drain and end well."""
+        self._engine.call("stop", "-t", "30", self.name)
+        code = self._engine.call("inspect", "--format", "{{.State.ExitCode}}", self.name)
+        assert code == "0", f"it ended with {code}: {self._engine.logs(self.name)}"
+        self._engine.call("rm", self.name)
+
+    def kill(self) -> None:
+        self._engine.call("kill", "-s", "KILL", self.name)
+        self._engine.call("rm", "-f", self.name)
+
+    def remove(self) -> None:
+        for what in (["rm", "-f", self.name], ["volume", "rm", "-f", self.name]):
+            with contextlib.suppress(AssertionError):
+                self._engine.call(*what)
+
+
+def pip_settings() -> dict[str, str]:
+    """How this machine's pip is set up, but for indexes that are folders of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True
+    )
+    pairs = (line.partition("=") for line in done.stdout.splitlines())
+    found = {name.rpartition(".")[2]: value.strip("'") for name, _, value in pairs}
+    return {name: value for name, value in found.items() if name and "file:" not in value}
+
+
+def numbered(number: int) -> bytes:
+    """The demo adapter with a number in its card: a file of its own that is as good."""
+    data = DEMO.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    manifest = json.loads(header["__metadata__"]["labelmux.manifest"])
+    manifest["card"] = {"number": str(number)}
+    header["__metadata__"]["labelmux.manifest"] = json.dumps(manifest)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
+
+
+def check_contract(engine: Engine, image: str) -> None:
+    """What the image says of itself."""
+    (found,) = json.loads(engine.call("image", "inspect", image))
+    config = found["Config"]
+    assert config["User"] not in ("", "0", "root"), config["User"]
+    assert config.get("StopSignal", "SIGTERM") == "SIGTERM"
+    assert list(config["Volumes"]) == ["/state"]
+    labels = config["Labels"]
+    for name in ("title", "version", "licenses", "description"):
+        assert labels.get(f"org.opencontainers.image.{name}"), name
+    health = config.get("Healthcheck") or found.get("Healthcheck")
+    assert "/health/ready" in json.dumps(health), "no health check"
+    say(f"non-root, one volume, health check, labels; {found['Size'] / 1e6:.0f} MB")
+
+
+def check_restart(server: Server, engine: Engine) -> None:
+    """Classify, upload, restart: it is still there."""
+    say(f"ready {server.start():.1f} s after a first start, read-only and without rights")
+    assert server.classify("sentiment")["labels"]
+    status, answer = server.ask("PUT", "/v1/tasks/mine/adapter", numbered(0))
+    assert status == 201, answer
+    before = server.classify("mine")
+    engine.call("exec", server.name, *health_command())
+    server.stop()
+    say(f"drained on SIGTERM with exit code 0; ready again after {server.start():.1f} s")
+    assert server.classify("mine") == before
+
+
+def check_kill(server: Server) -> None:
+    """SIGKILL while it answers and takes uploads: what it acknowledged is there."""
+    acknowledged: list[str] = []
+    answered = [0]
+    over = threading.Event()
+
+    def until_gone(work: Callable[[], None]) -> None:
+        while not over.is_set():
+            try:
+                work()
+            except (OSError, http.client.HTTPException, json.JSONDecodeError):
+                return
+
+    def upload() -> None:
+        status, answer = server.ask(
+            "PUT", "/v1/tasks/mine/adapter", numbered(len(acknowledged) + 1)
+        )
+        assert status == 201, answer
+        acknowledged.append(answer["digest"])
+
+    def classify() -> None:
+        server.classify("mine")
+        answered[0] += 1
+
+    threads = [
+        threading.Thread(target=until_gone, args=(each,)) for each in (upload, *[classify] * 4)
+    ]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + READY_LIMIT_S
+    while len(acknowledged) < 5 or answered[0] < 20:
+        assert time.monotonic() < deadline, (len(acknowledged), answered)
+        time.sleep(0.01)
+    server.kill()
+    over.set()
+    for thread in threads:
+        thread.join()
+    server.start()
+    _, listed = server.ask("GET", "/v1/tasks/mine/versions")
+    missing = set(acknowledged) - {version["digest"] for version in listed["versions"]}
+    assert not missing, missing
+    assert server.classify("mine")["digest"] in (acknowledged[-1], listed["versions"][-1]["digest"])
+    say(f"killed after {len(acknowledged)} uploads and {answered[0]} answers: nothing was lost")
+    server.stop()
+
+
+def check_no_network(engine: Engine, image: str) -> None:
+    """It starts and answers where there is no network at all."""
+    name = f"labelmux-test-{secrets.token_hex(4)}"
+    body = json.dumps({"task": "sentiment", "texts": "A lovely film."})
+    code = f"""
+import urllib.request as u
+headers = {{"authorization": "Bearer {KEY}", "content-type": "application/json"}}
+request = u.Request("http://127.0.0.1:8000/v1/classify", {body.encode()!r}, headers)
+print(u.urlopen(request, timeout=30).read().decode())
+"""
+    flags = ("--network", "none", "--volume", f"{name}:/state")
+    try:
+        engine.start(name, image, *flags, "--env", f"LABELMUX_ADMIN_KEY={KEY}")
+        deadline = time.monotonic() + READY_LIMIT_S
+        while True:
+            with contextlib.suppress(AssertionError):
+                engine.call("exec", name, *health_command())
+                break
+            assert time.monotonic() < deadline, engine.logs(name)
+            time.sleep(0.5)
+        assert "sentiment" in engine.call("exec", name, "python3", "-c", code)
+        say("starts and answers without a network")
+    finally:
+        for what in (["rm", "-f", name], ["volume", "rm", "-f", name]):
+            with contextlib.suppress(AssertionError):
+                engine.call(*what)
+
+
+def health_command() -> Any:
+    """The image's own health check."""
+    (line,) = [
+        line for line in (ROOT / "Dockerfile").read_text().splitlines() if "/health/ready" in line
+    ]
+    return json.loads(line.strip().removeprefix("CMD "))
+
+
+@contextlib.contextmanager
+def served(engine: Engine, image: str) -> Iterator[Server]:
+    server = Server(engine, image)
+    try:
+        yield server
+    finally:
+        server.remove()
+
+
+def say(text: str) -> None:
+    print(f"image-test: {text}", flush=True)
+
+
+def _works(*command: str) -> bool:
+    if shutil.which(command[0]) is None:
+        return False
+    try:
+        return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--image", help="test this image; without, one is built")
+    parser.add_argument("--if-possible", action="store_true", help="pass where it cannot be done")
+    wanted = parser.parse_args()
+    image = wanted.image or "labelmux:test"
+    try:
+        engine = Engine()
+        if wanted.if_possible and not (wanted.image or engine.has(BASE)):
+            raise ImpossibleError(f"the base image {BASE} is not here")
+        if wanted.image is None:
+            engine.build(image, CI_BUILD_LIMIT_S if wanted.if_possible else None)
+    except ImpossibleError as error:
+        print(f"image-test: NOT TESTED: {error}", file=sys.stderr)
+        return 0 if wanted.if_possible else 1
+    check_contract(engine, image)
+    with served(engine, image) as server:
+        check_restart(server, engine)
+        check_kill(server)
+    check_no_network(engine, image)
+    say("passed")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
