@@ -80,7 +80,7 @@ def test_wrong_settings_end_in_2(labelmux, started, args):
 
 
 def test_an_encoder_that_is_not_there_ends_in_1(labelmux, tmp_path, monkeypatch):
-    monkeypatch.setattr("labelmux_server.logs.configure", lambda *args: None)
+    monkeypatch.setattr("labelmux_server.logs.configure", lambda *args, **options: None)
     done = labelmux(
         *("serve", "--encoder", tmp_path / "none", "--state-dir", tmp_path / "state"),
         *("--port", 0, "--no-demo", "--json"),
