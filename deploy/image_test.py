@@ -123,7 +123,8 @@ class Server:
             self._image,
             *("--network", "host", "--volume", f"{self.name}:/state"),
             *("--env", "LABELMUX_HOST=127.0.0.1", "--env", f"LABELMUX_PORT={self._port}"),
-            *("--env", f"LABELMUX_ADMIN_KEY={KEY}"),
+            # What auto finds faster may differ from start to start, and its bits with it.
+            *("--env", f"LABELMUX_ADMIN_KEY={KEY}", "--env", "LABELMUX_DTYPE=float32"),
         )
         while time.monotonic() < started + READY_LIMIT_S:
             with contextlib.suppress(OSError):

@@ -34,7 +34,7 @@ def test_a_backup_beside_a_running_server_restores_what_was_there(
     start_server, adapter_bytes, tmp_path
 ):
     files = [adapter_bytes(seed=seed) for seed in range(12)]
-    server = start_server()
+    server = start_server("--dtype", "float32")
     with httpx2.Client(base_url=server.url, timeout=60) as client:
         for task in ("a", "b"):
             client.put(f"/v1/tasks/{task}/adapter", content=files[0]).raise_for_status()
@@ -54,7 +54,7 @@ def test_a_backup_beside_a_running_server_restores_what_was_there(
     (tmp_path / "state").rename(tmp_path / "lost")
 
     run(RESTORE, tmp_path)
-    with httpx2.Client(base_url=start_server().url, timeout=60) as client:
+    with httpx2.Client(base_url=start_server("--dtype", "float32").url, timeout=60) as client:
         found = tasks(client)
         assert found["a"] == before["a"]
         assert found["b"] == after["b"][: len(found["b"])]
