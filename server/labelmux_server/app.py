@@ -17,6 +17,7 @@ from labelmux_server import (
     routes_info,
     routes_openai,
     routes_releases,
+    routes_stream,
     routes_tasks,
     routes_tei,
     routes_v2,
@@ -83,6 +84,7 @@ def create_app(
     add_error_handlers(app, metrics)
     for router in (
         routes_classify.router,
+        routes_stream.router,
         routes_tasks.router,
         routes_tasks.admin_router,
         routes_releases.router,

@@ -79,7 +79,10 @@ def _curl(
     url = base_url + path.replace("{task}", _EXAMPLE_TASK).replace("{version}", "1")
     words = ["curl"]
     content = operation.get("requestBody", {}).get("content", {})
-    if "application/octet-stream" in content:
+    if "application/x-ndjson" in content:
+        words += ["-X", method.upper(), "-T", "texts.jsonl"]
+        url += f"?task={_EXAMPLE_TASK}"
+    elif "application/octet-stream" in content:
         words += ["-T", "adapter.safetensors"]
     elif method != "get":
         words += ["-X", method.upper()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -31,14 +32,24 @@ def documented(
     }
 
 
-def body_of(kind: type[BaseModel]) -> dict[str, Any]:
+def body_of(kind: type[BaseModel], media_type: str = "application/json") -> dict[str, Any]:
     """A JSON body that the route reads by itself."""
-    return {
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": kind.model_json_schema()}},
-        }
-    }
+    schema = kind.model_json_schema()
+    # References would lead from the document's root, where nothing is.
+    schema = _inlined(schema, schema.pop("$defs", {}))
+    return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}
+
+
+def _inlined(node: Any, parts: Mapping[str, Any]) -> Any:
+    """A schema with its references replaced by what they lead to."""
+    if isinstance(node, list):
+        return [_inlined(item, parts) for item in node]
+    if not isinstance(node, dict):
+        return node
+    found = {name: _inlined(item, parts) for name, item in node.items() if name != "$ref"}
+    if "$ref" not in node:
+        return found
+    return _inlined(parts[node["$ref"].rpartition("/")[2]], parts) | found
 
 
 def raw_body(text: str, media_type: str = BYTES_TYPE) -> dict[str, Any]:

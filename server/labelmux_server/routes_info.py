@@ -19,6 +19,7 @@ router = guarded_router("server", "classify", "admin")
 _LIMITS = (
     *(knob.name for knob in Settings.knobs() if knob.name.startswith("max_")),
     "feature_cache_bytes",
+    "stream_window_lines",
     "request_timeout_s",
 )
 

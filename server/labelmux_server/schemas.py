@@ -196,6 +196,26 @@ class ClassifyAnswer(_Answer):
     tokens: int = Field(description="Tokens of the call's distinct texts.")
 
 
+class StreamLine(_Request):
+    """One line of a stream: a text, or two that a task reads together."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"text": "What a lovely film."}]})
+
+    text: str
+    pair: str | None = None
+
+
+class StreamAnswer(_Answer):
+    """The answer to one line: `predictions`, or the `error` of the whole line."""
+
+    line: int | None = Field(
+        description="Its number in the body, from 1; null where no more of the body is read: the "
+        "server stops, or nothing came for `stall_s`."
+    )
+    predictions: dict[str, Prediction | TaskError] | None = None
+    error: TaskErrorDetail | None = None
+
+
 class TaskInfo(_Answer):
     """A task and its active version."""
 

@@ -167,6 +167,12 @@ class Settings:
             low=0.001,
         ),
     )
+    stream_window_lines: int = field(
+        default=512,
+        metadata=_about(
+            "Lines of one stream in work at once; meanwhile no more of it is read.", low=256
+        ),
+    )
     max_upload_bytes: int = field(
         default=64 * 1024 * 1024, metadata=_about("Longest adapter file.", low=1)
     )

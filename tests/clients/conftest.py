@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,7 +131,8 @@ def ask_sync(server: FakeServer, method: str, *args, options: Any = None, **kwar
     with httpx2.Client(transport=httpx2.MockTransport(server.handle)) as http_client:
         given = {"base_url": BASE_URL} | (options or {})
         client = Client(http_client=http_client, sleep=server.pauses_s.append, **given)
-        return getattr(client, method)(*args, **kwargs)
+        found = getattr(client, method)(*args, **kwargs)
+        return list(found) if isinstance(found, Iterator) else found
 
 
 def ask_async(server: FakeServer, method: str, *args, options: Any = None, **kwargs) -> Any:
@@ -143,7 +144,10 @@ def ask_async(server: FakeServer, method: str, *args, options: Any = None, **kwa
         async with httpx2.AsyncClient(transport=transport) as http_client:
             given = {"base_url": BASE_URL} | (options or {})
             client = AsyncClient(http_client=http_client, sleep=sleep, **given)
-            return await getattr(client, method)(*args, **kwargs)
+            found = getattr(client, method)(*args, **kwargs)
+            if isinstance(found, AsyncIterator):
+                return [item async for item in found]
+            return await found
 
     return asyncio.run(ask())
 

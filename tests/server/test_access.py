@@ -33,6 +33,7 @@ PUBLIC = PROBES | CONSOLE
 #: What reads although it is no GET.
 READS = {
     "/v1/classify",
+    "/v1/classify/stream",
     "/predict",
     "/tei/t/predict",
     "/classify",

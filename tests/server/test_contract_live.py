@@ -28,8 +28,8 @@ KEY = {"Authorization": "Bearer of-every-route"}
 
 @schemathesis.serializer("application/x-ndjson")
 def lines(_context, value) -> bytes:
-    """Of a body that has a value to a line; what is bytes already goes as it is."""
-    return value if isinstance(value, bytes) else str(value).encode()
+    """Of a body that has a value to a line, one line; what is bytes already goes as it is."""
+    return value if isinstance(value, bytes) else json.dumps(value).encode()
 
 
 @pytest.fixture(scope="module")

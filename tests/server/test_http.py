@@ -230,6 +230,21 @@ def test_bodies_that_routes_read_by_themselves_are_in_the_contract(openapi):
     assert "application/octet-stream" in upload
 
 
+def references(node) -> set[str]:
+    if isinstance(node, list):
+        return set().union(*map(references, node))
+    if not isinstance(node, dict):
+        return set()
+    own = {node["$ref"]} if isinstance(node.get("$ref"), str) else set()
+    own |= set(node.get("discriminator", {}).get("mapping", {}).values())
+    return own.union(*map(references, node.values()))
+
+
+def test_every_reference_in_the_contract_leads_somewhere(openapi):
+    known = {f"#/components/schemas/{name}" for name in openapi["components"]["schemas"]}
+    assert references(openapi) <= known
+
+
 def test_the_committed_contract_is_the_apps():
     committed = ROOT / "clients" / "openapi.json"
     assert committed.read_text(encoding="utf-8") == contract.render(), "run `make contract`"

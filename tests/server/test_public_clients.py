@@ -33,7 +33,7 @@ def server(start_server, adapter_bytes) -> Any:
         ("spans", adapter_bytes(("O", "B-x", "I-x"), task_kind="token")),
     ):
         url = f"{running.url}/v1/tasks/{task}/adapter"
-        assert httpx2.put(url, content=data, headers=headers).status_code == 201
+        assert httpx2.put(url, content=data, headers=headers, timeout=60).status_code == 201
     return running
 
 

@@ -64,7 +64,7 @@ class Call(Generic[T]):
     repeat: Repeat = "always"
     content: bytes | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    params: Mapping[str, int | str] = field(default_factory=dict)
+    params: Mapping[str, int | str | Sequence[str]] = field(default_factory=dict)
 
     def parse(self, response: httpx2.Response) -> T:
         """What the answer says.
@@ -137,7 +137,7 @@ def classify(
         assert tasks is not None
         body["tasks"] = [tasks] if isinstance(tasks, str) else list(tasks)
     if pairs is not None:
-        body["pairs"] = [_pair(pair) for pair in pairs]
+        body["pairs"] = [checked_pair(pair) for pair in pairs]
     else:
         assert texts is not None
         body["texts"] = [texts] if isinstance(texts, str) else list(texts)
@@ -299,7 +299,12 @@ def _json_call(
     )
 
 
-def _pair(pair: Sequence[str]) -> list[str]:
+def checked_pair(pair: Sequence[str]) -> list[str]:
+    """Two texts.
+
+    Raises:
+        ValueError: it is something else.
+    """
     if isinstance(pair, str) or len(pair) != 2:
         raise ValueError(f"each of pairs is two texts, not {pair!r}")
     return list(pair)
@@ -307,14 +312,15 @@ def _pair(pair: Sequence[str]) -> list[str]:
 
 def _classify_result(response: httpx2.Response, answer: Any) -> ClassifyResult:
     return ClassifyResult(
-        results=tuple(_text_result(item["predictions"]) for item in answer["results"]),
+        results=tuple(text_result(item["predictions"]) for item in answer["results"]),
         encoder_rows=answer["encoder_rows"],
         tokens=answer["tokens"],
         request_id=response.headers.get("X-Request-Id"),
     )
 
 
-def _text_result(by_task: Mapping[str, Any]) -> TextResult:
+def text_result(by_task: Mapping[str, Any]) -> TextResult:
+    """What every task says of one text."""
     predictions = {}
     failures = {}
     for name, item in by_task.items():

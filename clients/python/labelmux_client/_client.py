@@ -7,22 +7,31 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import httpx2
 
-from labelmux_client import _calls
+from labelmux_client import _calls, _stream
+from labelmux_client._address import Address
 from labelmux_client._calls import Call, T
 from labelmux_client._constants import (
     DEFAULT_BASE_URL,
     DEFAULT_MAX_RETRIES,
     DEFAULT_TIMEOUT_S,
-    VERSION,
 )
 from labelmux_client._errors import NotReadyError, TransportError
+from labelmux_client._lines import Question
 from labelmux_client._retry import pause_after_answer, pause_after_loss
 from labelmux_client._types import (
     Activation,
@@ -34,6 +43,7 @@ from labelmux_client._types import (
     ServerInfo,
     Shadow,
     TaskInfo,
+    TextResult,
     Trials,
     VersionList,
     VersionRef,
@@ -41,52 +51,6 @@ from labelmux_client._types import (
 )
 
 __all__ = ["AsyncClient", "Client"]
-
-
-class _Address:
-    """Where a client sends what, checked once."""
-
-    def __init__(self, base_url: str, key: str | None, timeout_s: float, max_retries: int) -> None:
-        try:
-            url = httpx2.URL(base_url)
-        except httpx2.InvalidURL as error:
-            raise ValueError(f"base_url is {base_url!r}: {error}") from error
-        if url.scheme not in ("http", "https") or not url.host:
-            raise ValueError(
-                f"base_url is {base_url!r}; give it as {DEFAULT_BASE_URL}, with http:// or https://"
-            )
-        if key is not None and not (key.isascii() and key.isprintable() and key.strip()):
-            raise ValueError("the key is empty, or has characters that a header cannot carry")
-        self.base_url = base_url.rstrip("/")
-        self.shown = f"{url.scheme}://{url.netloc.decode('ascii')}"
-        self.timeout_s = timeout_s
-        self.max_retries = max_retries
-        self.headers = {"User-Agent": f"labelmux-client/{VERSION}", "Accept": "*/*"}
-        if key is not None:
-            self.headers["Authorization"] = f"Bearer {key}"
-
-    def arguments(self, call: Call[Any]) -> dict[str, Any]:
-        """The call as ``httpx2.Client.request`` takes it."""
-        return {
-            "method": call.method,
-            "url": self.base_url + call.path,
-            "content": call.content,
-            "headers": {**self.headers, **call.headers},
-            "params": dict(call.params) or None,
-            "timeout": self.timeout_s,
-            "follow_redirects": False,
-        }
-
-    def lost(self, call: Call[Any], error: httpx2.RequestError) -> TransportError:
-        """The error to raise when no answer came."""
-        if isinstance(error, httpx2.TimeoutException):
-            problem = f"no answer within {self.timeout_s:g} s"
-        else:
-            problem = f"no answer ({error or type(error).__name__})"
-        return TransportError(
-            f"{call.method} {call.path}: {problem} from {self.shown}; "
-            "is a labelmux server running there?"
-        )
 
 
 class Client:
@@ -114,7 +78,7 @@ class Client:
         http_client: httpx2.Client | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._address = _Address(base_url, key, timeout_s, max_retries)
+        self._address = Address(base_url, key, timeout_s, max_retries)
         self._owned = http_client is None
         self._http = http_client or httpx2.Client()
         self._sleep = sleep
@@ -177,6 +141,28 @@ class Client:
                 windows=windows,
             )
         )
+
+    def classify_stream(
+        self,
+        texts: Iterable[str] | None = None,
+        *,
+        pairs: Iterable[tuple[str, str]] | None = None,
+        tasks: str | Sequence[str],
+        top_k: int | None = None,
+        raw_scores: bool = False,
+        truncation: bool = True,
+        windows: Windows | None = None,
+    ) -> Iterator[TextResult]:
+        """What ``tasks`` say of any number of texts (or pairs), in order, as it comes.
+
+        Texts are taken a thousand ahead of the results at most. One that is wrong has ``error`` in
+        its result, and the others go on; where the server has no room, it waits.
+
+        Raises:
+            ValueError: both or neither of ``texts`` and ``pairs``, or pairs with windows.
+        """
+        question = Question(tasks, top_k, raw_scores, truncation, windows)
+        return _stream.run(self._send, texts, pairs, question)
 
     def tasks(
         self, *, search: str | None = None, after: str | None = None, limit: int | None = None
@@ -324,7 +310,7 @@ class AsyncClient:
         http_client: httpx2.AsyncClient | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._address = _Address(base_url, key, timeout_s, max_retries)
+        self._address = Address(base_url, key, timeout_s, max_retries)
         self._owned = http_client is None
         self._http = http_client or httpx2.AsyncClient()
         self._sleep = sleep
@@ -370,6 +356,21 @@ class AsyncClient:
                 windows=windows,
             )
         )
+
+    def classify_stream(
+        self,
+        texts: Iterable[str] | AsyncIterable[str] | None = None,
+        *,
+        pairs: Iterable[tuple[str, str]] | AsyncIterable[tuple[str, str]] | None = None,
+        tasks: str | Sequence[str],
+        top_k: int | None = None,
+        raw_scores: bool = False,
+        truncation: bool = True,
+        windows: Windows | None = None,
+    ) -> AsyncIterator[TextResult]:
+        """As ``Client.classify_stream``; texts may come from an async iterator."""
+        question = Question(tasks, top_k, raw_scores, truncation, windows)
+        return _stream.run_async(self._send, texts, pairs, question)
 
     async def tasks(
         self, *, search: str | None = None, after: str | None = None, limit: int | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from labelmux_client._errors import error_class
+from labelmux_client._errors import StatusError, error_class
 
 __all__ = [
     "Activation",
@@ -134,6 +134,8 @@ class TextResult:
     #: By task name, as it was asked for.
     predictions: Mapping[str, Prediction]
     failures: Mapping[str, TaskFailure]
+    #: Why no task could answer: of a text in a stream alone. The stream goes on.
+    error: StatusError | None = None
 
     def __getitem__(self, task: str) -> Prediction:
         """The prediction of ``task``.
@@ -142,6 +144,8 @@ class TextResult:
             StatusError: of the class that fits, where the task failed.
             KeyError: the call did not ask for this task.
         """
+        if self.error is not None:
+            raise self.error
         if task in self.failures:
             failure = self.failures[task]
             kind = error_class(200, failure.code)
