@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.text import Text
 
+from labelmux_cli.bulk import Files, classify_file
 from labelmux_cli.chunks import Question, ask, chunked
 from labelmux_cli.connection import DEFAULT_URL, AsJson, Key, Url, connect
 from labelmux_cli.errors import FailedError, UsageError
-from labelmux_cli.output import plain, print_json, print_table, reported, tell, to_json
+from labelmux_cli.output import answers_json, plain, print_json, print_table, reported, tell
 from labelmux_cli.texts import Format, Row, open_input, rows_of_arguments, rows_of_lines
 from labelmux_client import Client, Prediction, Span, TextResult, Windows
 
@@ -22,6 +23,7 @@ _SHOWN_LABELS = 3
 _SHOWN_CHARS = 60
 _BOLD = ("", "bold")
 _WINDOWS = Windows()
+_FILES = "From file to file"
 
 
 @reported
@@ -44,6 +46,39 @@ def classify(
         Path | None,
         typer.Option(
             "--file", metavar="FILE", help="Take the texts from a file: one a line, or JSONL."
+        ),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--input",
+            metavar="FILE",
+            help="CSV, TSV or JSONL (+ .gz) of any length.",
+            rich_help_panel=_FILES,
+        ),
+    ] = None,
+    target: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            metavar="FILE",
+            help="Its rows with their answers; a run that broke off goes on here.",
+            rich_help_panel=_FILES,
+        ),
+    ] = None,
+    text_column: Annotated[
+        str | None,
+        typer.Option(
+            "--text-column", metavar="NAME", help="Guessed if left out.", rich_help_panel=_FILES
+        ),
+    ] = None,
+    pair_column: Annotated[
+        str | None,
+        typer.Option(
+            "--pair-column",
+            metavar="NAME",
+            help="The second text, for tasks that read two. Guessed if left out.",
+            rich_help_panel=_FILES,
         ),
     ] = None,
     form: Annotated[
@@ -93,21 +128,29 @@ def classify(
       labelmux classify --file reports.txt --task topic --windows
       labelmux classify "a man sleeps" "a man is asleep" --pair --task paraphrase
       labelmux classify --file texts.jsonl --task sentiment --json > out.jsonl
+      labelmux classify --input big.csv --output answers.csv --task sentiment --task topic
     """
     if bool(task) == every:
         raise UsageError("name tasks with --task (`labelmux tasks` lists them), or give --all")
     if texts and file is not None:
         raise UsageError("give texts as arguments or with --file, not both")
+    if (source is None) != (target is None):
+        raise UsageError("--input and --output go together")
+    if source is not None and (texts or file is not None or pair):
+        raise UsageError("--input takes the texts from its columns; leave out TEXT, --file, --pair")
     question = Question(
         tasks=("*",) if every else tuple(task or ()),
         pair=pair,
-        top_k=top_k if top_k is not None or as_json else _SHOWN_LABELS,
+        top_k=top_k if top_k is not None or as_json or source is not None else _SHOWN_LABELS,
         raw_scores=raw_scores,
         truncation=not no_truncation,
         windows=Windows(overlap_tokens, aggregation) if windows else None,
     )
     with connect(url, key) as client:
-        if texts:
+        if source is not None and target is not None:
+            files = Files(source, target, text_column, pair_column)
+            complete = classify_file(client, files, question)
+        elif texts:
             answers = _answers(client, rows_of_arguments(texts, pair=pair), question)
             complete = _print_object(answers) if as_json else _print_people(answers)
         else:
@@ -154,15 +197,7 @@ def _as_object(row: Row, result: TextResult) -> dict[str, Any]:
     texts: dict[str, Any] = {"text": row.text}
     if row.pair is not None:
         texts["pair"] = row.pair
-    failures = {
-        name: {"error": {"code": failure.code, "message": failure.message}}
-        for name, failure in result.failures.items()
-    }
-    predictions = {
-        name: {key: value for key, value in to_json(prediction).items() if value is not None}
-        for name, prediction in result.predictions.items()
-    }
-    return row.fields | texts | {"predictions": predictions | failures}
+    return row.fields | texts | {"predictions": answers_json(result)}
 
 
 def _print_people(answers: Iterable[Answer]) -> bool:

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from labelmux_cli import errors
+from labelmux_client import TextResult
 
 P = ParamSpec("P")
 
@@ -89,6 +90,21 @@ def to_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
     return value.isoformat() if isinstance(value, datetime) else value
+
+
+def answers_json(result: TextResult) -> dict[str, Any]:
+    """What every task says of a text, or why it cannot, by task."""
+    if result.error is not None:
+        return {"error": {"code": result.error.code, "message": result.error.message}}
+    failures = {
+        name: {"error": {"code": failure.code, "message": failure.message}}
+        for name, failure in result.failures.items()
+    }
+    predictions = {
+        name: {key: value for key, value in to_json(prediction).items() if value is not None}
+        for name, prediction in result.predictions.items()
+    }
+    return predictions | failures
 
 
 def short_digest(digest: str) -> str:

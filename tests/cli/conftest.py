@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -57,6 +58,8 @@ class FakeServer:
     tasks: dict[str, Task] = field(default_factory=dict)
     key: str | None = None
     max_texts: int = 256
+    #: Codes of errors by the text of their line, in streams.
+    line_errors: dict[str, str] = field(default_factory=dict)
     requests: list[tuple[str, str, Any]] = field(default_factory=list)
 
     def task(self, name: str) -> Task:
@@ -69,6 +72,8 @@ class FakeServer:
             raise Refused(401, "unauthorized")
         if path == "/v1/classify":
             return 200, self._classify(json.loads(body))
+        if path.startswith("/v1/classify/stream?"):
+            return 200, self._stream(parse_qs(urlsplit(path).query), body)
         if path == "/v1/tasks":
             return 200, {"tasks": [self._info(name) for name in self.tasks]}
         found = re.fullmatch(r"/v1/tasks/([^/?]+)(/[^?]*)?(?:\?(?:version|activate)=(\w+))?", path)
@@ -219,6 +224,26 @@ class FakeServer:
             for text in texts
         ]
         return {"results": results, "encoder_rows": len(texts), "tokens": 5 * len(texts)}
+
+    def _stream(self, asked: dict[str, list[str]], body: bytes) -> bytes:
+        answers = []
+        for number, line in enumerate(body.splitlines(), start=1):
+            row = json.loads(line)
+            wanted: dict[str, Any] = {"tasks": asked["task"]}
+            if "top_k" in asked:
+                wanted["top_k"] = int(asked["top_k"][0])
+            if "pair" in row:
+                wanted["pairs"] = []
+            text = " | ".join(row.values())
+            answer: dict[str, Any] = {"line": number}
+            if text in self.line_errors:
+                answer["error"] = {"code": self.line_errors[text], "message": "no"}
+            else:
+                answer["predictions"] = {
+                    name: self._predict(name, text, wanted) for name in asked["task"]
+                }
+            answers.append(json.dumps(answer))
+        return "\n".join(answers).encode()
 
     def _predict(self, name: str, text: str, body: dict[str, Any]) -> dict[str, Any]:
         base, _, version = name.partition("@")
