@@ -120,6 +120,30 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
+class InfinityStats(BaseModel):
+    """What waits on the server, whatever its task."""
+
+    queue_fraction: float
+    queue_absolute: int
+    batch_size: int
+
+
+class InfinityModel(Model):
+    """A task, as Infinity lists a model."""
+
+    owned_by: Literal["infinity"] = Field(description="Its clients know no other owner.")
+    backend: str
+    capabilities: list[str]
+    stats: InfinityStats
+
+
+class InfinityModelList(BaseModel):
+    """All of them."""
+
+    object: Literal["list"]
+    data: list[InfinityModel]
+
+
 @router.post(
     "/classify",
     response_model=VllmAnswer,
@@ -184,10 +208,23 @@ async def list_models(request: Request) -> Response:
     return json_answer(await _models(request))
 
 
-@models_router.get("/infinity/models", response_model=ModelList)
+@models_router.get("/infinity/models", response_model=InfinityModelList)
 async def list_infinity_models(request: Request) -> Response:
-    """As `/v1/models`, where Infinity's clients look."""
-    return json_answer(await _models(request))
+    """Tasks that the key is for, as Infinity lists models."""
+    service: Service = request.app.state.service
+    waiting, most = service.batcher.queued_rows, service.settings.max_queue_rows
+    own = {
+        "owned_by": "infinity",
+        "backend": "labelmux",
+        "capabilities": ["classify"],
+        "stats": {
+            "queue_fraction": waiting / most,
+            "queue_absolute": waiting,
+            "batch_size": service.settings.max_batch_rows,
+        },
+    }
+    found = await _models(request)
+    return json_answer(found | {"data": [model | own for model in found["data"]]})
 
 
 @models_router.get(

@@ -107,7 +107,13 @@ def test_models_are_the_tasks_at_once(serving, adapter_bytes, tiny_encoder):
         assert model["parent"] == tiny_encoder.name
         assert model["max_model_len"] == 64
         assert (await client.get("/v1/models/t")).json() == model
-        assert (await client.get("/infinity/models")).json()["data"] == [model]
+        (infinitys,) = (await client.get("/infinity/models")).json()["data"]
+        assert infinitys.items() >= (model | {"owned_by": "infinity"}).items()
+        assert infinitys["stats"] == {
+            "queue_fraction": 0.0,
+            "queue_absolute": 0,
+            "batch_size": 256,
+        }
         assert (await client.get("/v1/models/u")).status_code == 404
         await client.delete("/v1/tasks/t")
         assert (await client.get("/v1/models")).json()["data"] == []
