@@ -24,8 +24,9 @@ from labelmux_encoder.attention import (
     relative_rows,
 )
 from labelmux_encoder.batch import PackedRows, unpack
+from labelmux_encoder.batch_edits import UNEDITED, BatchEdits, LayerEdits
 from labelmux_encoder.config import EncoderConfig
-from labelmux_encoder.edits import UNEDITED, BatchEdits, LayerEdits, Placed
+from labelmux_encoder.edits import Placed
 from labelmux_encoder.errors import InputTooLongError
 
 State = Mapping[str, Tensor]
