@@ -49,7 +49,7 @@ def pairs_train() -> Path:
 @pytest.fixture(scope="session")
 def settings() -> TrainerSettings:
     """Enough to learn the topics on the tiny encoder."""
-    return TrainerSettings(epochs=8, batch_rows=8, learning_rate=3e-3)
+    return TrainerSettings(epochs=8, least_steps=0, batch_rows=8, learning_rate=3e-3)
 
 
 @pytest.fixture(scope="session")

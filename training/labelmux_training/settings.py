@@ -21,7 +21,7 @@ class TrainerSettings:
 
     epochs: int = 10
     #: Where rows are few, an epoch sees them more than once, to make so many steps in all.
-    least_steps: int = 0
+    least_steps: int = 500
     batch_rows: int = 32
     learning_rate: float = 5e-4
     weight_decay: float = 0.01
@@ -80,7 +80,7 @@ _OF_FEATURES = frozenset({"token_dropout", "label_start"})
 _OF_PASS = frozenset({"precision"})
 #: Where these methods differ from Y-Tuning; the papers' values where they state any and those do
 #: not fall short here. Rates were chosen on dev splits with the bundled encoder (docs/methods.md).
-_EDITED: Mapping[str, Any] = {"weight_decay": 0.0, "least_steps": 500, "learning_rate": 1e-3}
+_EDITED: Mapping[str, Any] = {"weight_decay": 0.0, "learning_rate": 1e-3}
 _BY_METHOD: Mapping[str, Mapping[str, Any]] = {
     "ytuning": {},
     "pasta": {**_EDITED, "learning_rate": 3e-3},
