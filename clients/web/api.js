@@ -109,6 +109,11 @@ export function tasks({ search = "", after = "", limit = 100, signal } = {}) {
 
 export const task = (name) => json("GET", taskPath(name));
 export const versions = (name, options) => json("GET", taskPath(name, "/versions"), options);
+export const version = (name, number) => json("GET", taskPath(name, `/versions/${number}`));
+export const trials = (name, options) => json("GET", taskPath(name, "/trials"), options);
+/** `kind` is "shadow" or "canary". */
+export const startTrial = (name, kind, body) => json("POST", taskPath(name, `/${kind}`), { body });
+export const endTrial = (name, kind) => send("DELETE", taskPath(name, `/${kind}`));
 export const activate = (name, version) =>
   json("POST", taskPath(name, "/activate"), { body: { version } });
 export const rollback = (name) => json("POST", taskPath(name, "/rollback"));
@@ -137,17 +142,18 @@ export async function metrics() {
 }
 
 /**
- * Makes a file the active version of a task. `onProgress` gets the share of bytes sent.
+ * Makes a file a version of a task, active as `activate` says: "now", "later" or "gated".
+ * `onProgress` gets the share of bytes sent.
  * Resolves to the answer, with `created` false where the task had these bytes already.
  */
-export function upload(name, file, { createOnly, onProgress }) {
+export function upload(name, file, { activate, createOnly, onProgress }) {
   return withKey(async () => {
     const sent = {
       "content-type": "application/octet-stream",
       ...(await sha256Header(file)),
       ...(createOnly ? { "if-none-match": "*" } : {}),
     };
-    return put(taskPath(name, "/adapter"), file, headers(sent), onProgress);
+    return put(taskPath(name, `/adapter?activate=${activate}`), file, headers(sent), onProgress);
   });
 }
 

@@ -37,3 +37,12 @@ const KINDS = { single_label: "one label", multi_label: "several labels", token:
 export function kindName({ task_kind, pair }) {
   return `${KINDS[task_kind] ?? task_kind}${pair ? " · pairs" : ""}`;
 }
+
+/** Names and what is so of each, as `[name, value]`. */
+export function factList(className, entries) {
+  return h(
+    "dl",
+    { class: className },
+    entries.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
+  );
+}

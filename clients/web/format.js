@@ -18,6 +18,12 @@ export function score(value) {
   return Number.isInteger(value) && Math.abs(value) > 1 ? whole.format(value) : value.toFixed(3);
 }
 
+/** A share as "97.3 %"; only a whole one is "100 %". */
+export function percent(share) {
+  const text = (100 * share).toFixed(1);
+  return `${text === "100.0" && share < 1 ? "99.9" : text.replace(/\.0$/, "")} %`;
+}
+
 export function bytes(value) {
   if (value < 1024) return `${whole.format(value)} B`;
   const units = ["KiB", "MiB", "GiB"];

@@ -1,6 +1,7 @@
 /** How the server is doing: throughput, latency, batches. */
 
 import { fill, h } from "./dom.js";
+import { factList } from "./facts.js";
 import { bytes, number, seconds } from "./format.js";
 import { keyButton } from "./key.js";
 import { problem } from "./messages.js";
@@ -29,7 +30,7 @@ const LINES = [
 export function liveView(root) {
   const panels = LINES.map(([title, format, names]) => ({ ...linePanel(title, format), names }));
   const batches = barPanel("Batches by texts in them, up to");
-  const state = h("dl", { class: "facts" });
+  const state = h("div");
   const refusals = h("section", { "aria-label": "Refusals" });
   const trouble = h("div");
 
@@ -41,12 +42,7 @@ export function liveView(root) {
     for (const { names, show } of panels)
       show(...names.map((name) => points.map((point) => point[name])));
     batches.show(batchSizes(points));
-    fill(
-      state,
-      facts(points.at(-1)).map(([name, value]) =>
-        h("div", {}, h("dt", {}, name), h("dd", {}, value)),
-      ),
-    );
+    fill(state, factList("facts", facts(points.at(-1))));
     fill(refusals, refusalTable(pulse.refusals()));
   }
 

@@ -6,12 +6,17 @@ import { problem } from "./messages.js";
 
 const LABELS_SHOWN = 5;
 const COLOURS = 6;
+/** A marked text that is longer has a row of cards to itself. */
+const NARROW_CHARS = 280;
 
 /** One task's answer. `text` is what was sent: a string, or two. */
 export function card(name, prediction, text) {
   if (prediction.error) return frame(name, null, [], problem(prediction.error));
-  const body = prediction.spans ? spans(prediction.spans, text) : bars(prediction);
-  return frame(name, prediction, flags(prediction), body);
+  const marked = Boolean(prediction.spans);
+  const body = marked ? spans(prediction.spans, text) : bars(prediction);
+  const shown = frame(name, prediction, flags(prediction), body);
+  shown.classList.toggle("wide", marked && text.length > NARROW_CHARS);
+  return shown;
 }
 
 function frame(name, prediction, flags, body) {
@@ -27,7 +32,7 @@ function flags(prediction) {
     prediction.abstained &&
       flag("abstains", "No label is sure enough by this task's own threshold."),
     prediction.windows > 1 && flag(`${prediction.windows} windows`, "A long text, read in parts."),
-    prediction.truncated && flag("cut", "The text is too long: only its beginning was read."),
+    prediction.truncated && flag("cut", "The text is too long: only its beginning was read. Windows read all of it."),
     prediction.calibrated === false &&
       flag("uncalibrated", "No fitted temperature shaped these scores."),
   ];

@@ -100,6 +100,24 @@ export const trafficByTask = () => traffic("task", () => true);
 /** The same by version of one task. */
 export const trafficByVersion = (task) => traffic("version", (labels) => labels.task === task);
 
+/**
+ * What the versions of a task did: answers per second now; since the server started, the median and
+ * 95 % quantile of their calls' time, and how many of their calls were refused.
+ */
+export function versionsOf(task) {
+  const samples = readings.at(-1)?.samples;
+  const found = trafficByVersion(task);
+  for (const [version, entry] of found) {
+    const own = (labels) => labels.task === task && labels.version === version;
+    const failed = (labels) => own(labels) && labels.code !== "ok";
+    const times = added([], buckets(samples, "labelmux_task_duration_seconds", own));
+    entry.p50_s = quantile(times, 0.5);
+    entry.p95_s = quantile(times, 0.95);
+    entry.refused = total(samples, "labelmux_task_requests_total", failed);
+  }
+  return found;
+}
+
 function traffic(label, accept) {
   const found = new Map();
   if (readings.length < 2) return found;

@@ -2,14 +2,15 @@
 
 import * as api from "./api.js";
 import { fill, h } from "./dom.js";
-import { kindName, metricName, orderedMetrics, shortMetrics } from "./facts.js";
-import { ago, bytes, digest, number, score } from "./format.js";
+import { factList, kindName } from "./facts.js";
+import { ago, bytes, digest, number } from "./format.js";
 import { keyButton } from "./key.js";
 import { confirm, notice, problem } from "./messages.js";
 import * as pulse from "./pulse.js";
+import { report } from "./report.js";
+import { askForTrial, trialsPart } from "./trials.js";
 import { uploadPlace } from "./upload.js";
-
-const HISTORY_SHOWN = 12;
+import { showTraffic, versionTable } from "./versions.js";
 
 /** Shows the view; returns what ends it. */
 export function taskView(root, server, name) {
@@ -22,16 +23,31 @@ export function taskView(root, server, name) {
     try {
       const task = await api.task(name);
       fill(facts, describe(task));
-      fill(details, report(task));
+      await showReport(task.version);
     } catch (error) {
       fill(trouble, problem(error));
       return;
     }
     try {
-      fill(versions, versionTable(await api.versions(name, { quiet: true })));
-      showTraffic();
+      const listed = await api.versions(name, { quiet: true });
+      await trials.load();
+      fill(versions, versionTable(name, listed, trials.runs, does));
+      showTraffic(versions, name);
     } catch (error) {
       fill(versions, h("h2", {}, "Versions"), problem(error), keyButton(error, load));
+    }
+  }
+
+  async function showReport(version) {
+    fill(details, report(await api.version(name, version)));
+  }
+
+  async function openReport(version) {
+    try {
+      await showReport(version);
+      details.querySelector("h2").focus();
+    } catch (error) {
+      fill(trouble, problem(error));
     }
   }
 
@@ -59,6 +75,21 @@ export function taskView(root, server, name) {
       () => api.rollback(name),
       ({ version }) => `${name} is back at version ${version}.`,
     );
+
+  const endTrial = (kind) =>
+    change(
+      () => api.endTrial(name, kind),
+      () => `The ${kind} of ${name} is over.`,
+    );
+
+  async function startTrial(version) {
+    const wanted = await askForTrial(version);
+    if (wanted)
+      change(
+        () => api.startTrial(name, wanted.kind, wanted.body),
+        () => `Version ${version} of ${name} runs as its ${wanted.kind}.`,
+      );
+  }
 
   async function removeVersion(version) {
     const text = `Version ${version} of ${name} cannot be brought back from here.`;
@@ -94,102 +125,15 @@ export function taskView(root, server, name) {
     }
   }
 
-  function versionTable({ versions: list, active, history }) {
-    const columns = ["Version", "Digest", "Metrics (dev)", "Traffic", "Size", "Since", ""];
-    const newest = [...list].reverse();
-    return [
-      h(
-        "div",
-        { class: "head" },
-        h("h2", {}, "Versions"),
-        h(
-          "button",
-          {
-            type: "button",
-            disabled: list.length < 2,
-            onclick: rollback,
-            title: "The version that was active before serves again",
-          },
-          "Roll back",
-        ),
-      ),
-      h(
-        "div",
-        { class: "scroll", tabindex: "0", role: "region", "aria-label": "Versions" },
-        h(
-          "table",
-          { class: "list" },
-          h(
-            "thead",
-            {},
-            h(
-              "tr",
-              {},
-              columns.map((text) =>
-                h("th", { scope: "col" }, text || h("span", { class: "unseen" }, "Changes")),
-              ),
-            ),
-          ),
-          h(
-            "tbody",
-            {},
-            newest.map((version) => versionRow(version, version.version === active)),
-          ),
-        ),
-      ),
-      historyPart(history),
-    ];
-  }
-
-  function versionRow(version, active) {
-    const number_ = version.version;
-    const button = (text, onclick) =>
-      h(
-        "button",
-        { type: "button", class: "quiet", onclick, "aria-label": `${text} version ${number_}` },
-        text,
-      );
-    return h(
-      "tr",
-      { class: active ? "active" : "" },
-      h(
-        "th",
-        { scope: "row" },
-        `v${number_} `,
-        active ? h("span", { class: "flag good" }, "active") : null,
-      ),
-      h("td", {}, digest(version.digest)),
-      h("td", {}, shortMetrics(version.metrics)),
-      h("td", { class: "num traffic", "data-version": number_ }, "–"),
-      h("td", { class: "num" }, bytes(version.size_bytes)),
-      h("td", {}, ago(version.created_at)),
-      h(
-        "td",
-        { class: "buttons" },
-        active ? null : button("Activate", () => activate(number_)),
-        h(
-          "a",
-          {
-            class: "button quiet",
-            href: `#/?task=${encodeURIComponent(`${name}@${number_}`)}`,
-            "aria-label": `Try version ${number_}`,
-          },
-          "Try",
-        ),
-        button("Download", () => save(number_)),
-        active ? null : button("Delete", () => removeVersion(number_)),
-      ),
-    );
-  }
-
-  function showTraffic() {
-    for (const cell of versions.querySelectorAll(".traffic")) {
-      const found = pulse.trafficByVersion(name).get(cell.dataset.version);
-      cell.textContent = found ? `${number(found.per_s)}/s` : "–";
-      cell.title = found ? `${number(found.total)} answers since the server started` : "";
-    }
-  }
-
+  const does = {
+    activate,
+    rollback,
+    trial: startTrial,
+    report: openReport,
+    download: save,
+    remove: removeVersion,
+  };
+  const trials = trialsPart(name, { activate, end: endTrial, changed: load });
   const title = h("h1", { tabindex: "-1" }, name);
   const place = uploadPlace({ task: name, limits: server?.limits, onDone: load });
   fill(
@@ -204,6 +148,7 @@ export function taskView(root, server, name) {
     ),
     trouble,
     facts,
+    trials.element,
     versions,
     h(
       "section",
@@ -214,7 +159,11 @@ export function taskView(root, server, name) {
     details,
   );
   load();
-  return pulse.watch(showTraffic);
+  const stopPulse = pulse.watch(() => showTraffic(versions, name));
+  return () => {
+    stopPulse();
+    trials.leave();
+  };
 }
 
 function describe(task) {
@@ -230,70 +179,5 @@ function describe(task) {
     ["Since", ago(task.created_at)],
     ["Encoder", digest(task.encoder_fingerprint)],
   ];
-  return h("dl", { class: "facts" }, facts.map(pairOf));
-}
-
-/** What the active version's file says of how it was made and how good it is. */
-function report(task) {
-  return [
-    h(
-      "div",
-      { class: "columns" },
-      h("section", {}, h("h2", {}, "Metrics on its dev set"), metricList(task.metrics)),
-      h("section", {}, h("h2", {}, "Card"), cardList(task.card)),
-    ),
-    h("h2", {}, `Labels (${number(task.labels.length)})`),
-    h(
-      "ul",
-      { class: "chips labels" },
-      task.labels.map((label) => h("li", {}, label)),
-    ),
-  ];
-}
-
-function pairOf([name, value]) {
-  return h("div", {}, h("dt", {}, name), h("dd", {}, value));
-}
-
-function metricList(metrics) {
-  const found = orderedMetrics(metrics);
-  if (found.length === 0) return h("p", { class: "fine" }, "The file states none.");
-  return h(
-    "ol",
-    { class: "scores" },
-    found.map(([name, value]) => {
-      const filled = h("span", { class: "filled" });
-      filled.style.setProperty("--share", value >= 0 && value <= 1 ? value : 0);
-      return h(
-        "li",
-        {},
-        filled,
-        h("span", { class: "label" }, metricName(name)),
-        h("span", { class: "value" }, score(value)),
-      );
-    }),
-  );
-}
-
-function cardList(card) {
-  const entries = Object.entries(card ?? {});
-  if (entries.length === 0) return h("p", { class: "fine" }, "The file has none.");
-  return h("dl", { class: "card-list" }, entries.map(pairOf));
-}
-
-function historyPart(history) {
-  const newest = [...history].reverse();
-  const line = ({ at, action, version, by }) =>
-    h(
-      "li",
-      {},
-      `${action} v${version} `,
-      h("span", { class: "fine" }, ago(at), by ? ` by ${by}` : null),
-    );
-  return h(
-    "details",
-    { class: "history" },
-    h("summary", {}, `History (${number(history.length)})`),
-    h("ol", {}, newest.slice(0, HISTORY_SHOWN).map(line)),
-  );
+  return factList("facts", facts);
 }

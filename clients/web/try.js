@@ -40,6 +40,7 @@ function build() {
     second,
   );
   const pair = h("input", { type: "checkbox", id: pairId, onchange: setPair });
+  const windows = windowsChoice();
   const firstLabel = h("label", { for: firstId }, "Text");
   const curl = h("pre", { tabindex: "0", "aria-label": "The same call with curl" });
   const button = h("button", { class: "primary" }, "Classify");
@@ -49,6 +50,7 @@ function build() {
     secondPart.hidden = !pair.checked;
     second.required = pair.checked;
     fill(firstLabel, pair.checked ? "First text" : "Text");
+    windows.setPair(pair.checked);
     picks.setPair(pair.checked);
   }
 
@@ -56,7 +58,7 @@ function build() {
     const names = picks.names();
     const input = pair.checked
       ? { pairs: [[first.value, second.value]] }
-      : { texts: [first.value] };
+      : { texts: [first.value], ...windows.wanted() };
     return { tasks: names, ...input };
   }
 
@@ -95,8 +97,9 @@ function build() {
       { class: "actions start" },
       button,
       h("span", { class: "fine" }, h("kbd", {}, "Ctrl"), " ", h("kbd", {}, "Enter")),
-      h("span", { class: "choice" }, pair, h("label", { for: pairId }, "a pair of texts")),
+      h("span", { class: "choices" }, windows.element, choice(pair, pairId, "a pair of texts")),
     ),
+    windows.settings,
   );
   fill(answers, h("p", { class: "empty" }, "All tasks on a text share one pass of the encoder."));
   const details = h(
@@ -120,6 +123,57 @@ function field(id, text) {
   const area = h("textarea", { id, rows: 2, spellcheck: "false" });
   area.value = text;
   return area;
+}
+
+function choice(box, id, text) {
+  return h("span", { class: "choice" }, box, h("label", { for: id }, text));
+}
+
+/** Whether a long text is read in parts, and how. Pairs have no windows. */
+function windowsChoice() {
+  const [boxId, overlapId, togetherId] = [freshId(), freshId(), freshId()];
+  const box = h("input", { type: "checkbox", id: boxId, onchange: show });
+  const overlap = h("input", {
+    id: overlapId,
+    type: "number",
+    min: "0",
+    max: "32768",
+    value: "32",
+    required: true,
+  });
+  const together = h(
+    "select",
+    { id: togetherId },
+    h("option", { value: "mean" }, "mean: what the whole is about"),
+    h("option", { value: "max" }, "max: whether any part says so"),
+  );
+  const settings = h(
+    "p",
+    { class: "actions start", hidden: true },
+    h("span", { class: "choice" }, h("label", { for: overlapId }, "Tokens shared"), overlap),
+    h("span", { class: "choice" }, h("label", { for: togetherId }, "Together by"), together),
+  );
+  const element = choice(box, boxId, "a long text in windows");
+  const used = () => box.checked && !element.hidden;
+
+  function show() {
+    settings.hidden = !used();
+    overlap.disabled = !used();
+  }
+
+  show();
+  return {
+    element,
+    settings,
+    setPair(isPair) {
+      element.hidden = isPair;
+      show();
+    },
+    wanted: () =>
+      used()
+        ? { windows: { overlap_tokens: Number(overlap.value), aggregation: together.value } }
+        : {},
+  };
 }
 
 function answered(found, asked) {

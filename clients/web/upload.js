@@ -2,12 +2,20 @@
 
 import * as api from "./api.js";
 import { fill, freshId, h } from "./dom.js";
-import { bytes } from "./format.js";
+import { bytes, score } from "./format.js";
 import { problem } from "./messages.js";
 
+/** What becomes of a file that passed its checks, as the server takes it. */
+const THEN = {
+  now: "it serves at once",
+  later: "it waits, to be tried or activated",
+  gated: "it serves if it passes the task's gate",
+};
+
 /**
- * A place for a file. With `task` null it asks for the name of a new one. `limits` are those of
- * /v1/info; `onDone(answer)` is called with the version that serves now.
+ * A place for a file. With `task` null it asks for the name of a new one, else for what shall become
+ * of the version. `limits` are those of /v1/info; `onDone(answer)` is called once the version is
+ * there, with null where the gate kept it from serving.
  */
 export function uploadPlace({ task = null, limits, onDone }) {
   const fileId = freshId();
@@ -19,6 +27,7 @@ export function uploadPlace({ task = null, limits, onDone }) {
   });
   const state = h("div", { class: "state", role: "status" });
   const name = task === null ? nameField() : null;
+  const then = task === null ? null : thenField();
   const send = h(
     "button",
     { type: "button", class: "primary", hidden: true, onclick: run },
@@ -61,15 +70,17 @@ export function uploadPlace({ task = null, limits, onDone }) {
     };
     try {
       const wanted = task ?? name.input.value;
-      const answer = await api.upload(wanted, file, { createOnly: task === null, onProgress });
-      const done = answer.created ? "is active" : "was here already, and is active";
-      fill(
-        state,
-        h("p", { class: "good" }, `Version ${answer.version} of ${answer.task} ${done}.`),
-      );
+      const activate = then?.select.value ?? "now";
+      const answer = await api.upload(wanted, file, {
+        activate,
+        createOnly: task === null,
+        onProgress,
+      });
+      fill(state, h("p", { class: "good" }, outcome(answer)));
       onDone(answer);
     } catch (error) {
       fill(state, problem(error));
+      if (error.code === "gate_failed") onDone(null);
     } finally {
       running = false;
       send.disabled = false;
@@ -90,7 +101,7 @@ export function uploadPlace({ task = null, limits, onDone }) {
     h(
       "p",
       { class: "fine" },
-      "A .safetensors file as labelmux train writes it. It serves once it is checked; a refused one changes nothing.",
+      "A .safetensors file as labelmux train writes it. A refused one changes nothing.",
     ),
   );
 
@@ -107,7 +118,28 @@ export function uploadPlace({ task = null, limits, onDone }) {
     take(event.dataTransfer.files);
   }
 
-  return { element: h("div", { class: "upload" }, name?.element, zone, state, send), take };
+  return { element: h("div", { class: "upload" }, name?.element, then?.element, zone, state, send), take };
+}
+
+function outcome({ task, version, created, active, gate }) {
+  const serves = active ? "is active" : "is stored, not active";
+  const scores =
+    gate &&
+    ` On the gate's ${gate.rows} texts it scores ${score(gate.score)}, version ${gate.active_version} ${score(gate.active_score)}.`;
+  return `Version ${version} of ${task} ${created ? "" : "was here already, and "}${serves}.${scores ?? ""}`;
+}
+
+function thenField() {
+  const id = freshId();
+  const select = h(
+    "select",
+    { id },
+    Object.entries(THEN).map(([value, text]) => h("option", { value }, text)),
+  );
+  return {
+    select,
+    element: h("p", { class: "field" }, h("label", { for: id }, "Once it is checked"), " ", select),
+  };
 }
 
 function nameField() {

@@ -184,6 +184,23 @@ def task_body(version: Version) -> dict[str, Any]:
     }
 
 
+def report_body(version: Version, active: int) -> dict[str, Any]:
+    """One version of a task, by all that its file says."""
+    manifest = version.manifest
+    return {
+        **task_body(version),
+        "active": version.number == active,
+        "sizes": manifest.sizes,
+        "pooling": manifest.pooling,
+        "encoder": manifest.encoder,
+        "calibration": manifest.calibration.model_dump(),
+        "data_digest": manifest.data_digest,
+        "trained_at": manifest.created_at,
+        "canaries": len(manifest.canaries),
+        "canary_tolerance": manifest.canary_tolerance,
+    }
+
+
 def active_body(version: Version) -> dict[str, Any]:
     """The version that serves now."""
     return {"task": version.task, "version": version.number, "digest": version.digest}

@@ -9,7 +9,13 @@ from fastapi import Path, Query, Request, Response
 
 from labelmux_server import errors, release_errors
 from labelmux_server.access import guarded_router
-from labelmux_server.answers import active_body, json_answer, task_body, version_body
+from labelmux_server.answers import (
+    active_body,
+    json_answer,
+    report_body,
+    task_body,
+    version_body,
+)
 from labelmux_server.bodies import read_json, read_upload, stated_sha256
 from labelmux_server.caller import Caller
 from labelmux_server.documented import ADAPTER_ERRORS, body_of, documented, raw_body
@@ -23,6 +29,7 @@ from labelmux_server.schemas import (
     TaskList,
     UploadAnswer,
     VersionList,
+    VersionReport,
 )
 from labelmux_server.service import Service
 
@@ -97,6 +104,17 @@ async def list_tasks(
 async def get_task(request: Request, task: str) -> Response:
     """One task and its active version."""
     return json_answer(task_body(_service(request).registry.get(task)))
+
+
+@router.get("/v1/tasks/{task}/versions/{version}", response_model=VersionReport, responses=_MISSING)
+async def get_version(request: Request, task: str, version: Number) -> Response:
+    """One version of a task: how it was made and how good it is, as its file says."""
+    registry = _service(request).registry
+
+    def body() -> dict[str, Any]:
+        return report_body(registry.get(task, version), registry.get(task).number)
+
+    return json_answer(await asyncio.to_thread(body))
 
 
 @admin_router.get("/v1/tasks/{task}/versions", response_model=VersionList, responses=_MISSING)

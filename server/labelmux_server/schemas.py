@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
-from labelmux_adapters.kinds import TaskKind
+from labelmux_adapters.kinds import Pooling, TaskKind
 from labelmux_server.release_schemas import GateScoresInfo
 from labelmux_server.schema_bases import StrictAnswer as _Answer
 from labelmux_server.schema_bases import StrictRequest as _Request
@@ -234,6 +234,35 @@ class TaskInfo(_Answer):
     size_bytes: int
     created_at: datetime = Field(description="When this server got the version.")
     card: dict[str, str]
+
+
+class CalibrationInfo(_Answer):
+    """What turns a version's logits into scores, and scores into answers."""
+
+    temperature: float = Field(description="Logits are divided by it first.")
+    thresholds: list[float] | None = Field(
+        description="From which score on each label is given, in the order of `labels`; "
+        "null where 0.5 holds for all, or the task gives no number of labels."
+    )
+    abstain: float | None = Field(description="Below this best score the task abstains.")
+
+
+class VersionReport(TaskInfo):
+    """One version of a task, and all that its file says of how it was made and how good it is."""
+
+    active: bool
+    sizes: dict[str, int] = Field(description="The method's own.")
+    pooling: Pooling | None = Field(
+        description="What of the features its linear head reads; null where it has none."
+    )
+    encoder: str = Field(description="The name of the encoder that it was trained on.")
+    calibration: CalibrationInfo
+    data_digest: str = Field(description="Of the training rows.")
+    trained_at: datetime
+    canaries: int = Field(description="Texts by which it was checked when it came.")
+    canary_tolerance: float = Field(
+        description="Largest difference of a canary's logit that counted as equal."
+    )
 
 
 class TaskList(_Answer):

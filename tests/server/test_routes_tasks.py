@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import datetime
 
 import pytest
 
-from labelmux_server.schemas import TaskInfo, TaskList, UploadAnswer, VersionList
+from labelmux_adapters.manifest import Calibration
+from labelmux_server.schemas import TaskInfo, TaskList, UploadAnswer, VersionList, VersionReport
 
 
 async def put(client, task: str, data: bytes, **headers: str):
@@ -31,6 +33,35 @@ def test_an_upload_serves_at_once_and_is_listed(serving, adapter_bytes, make_ada
         assert one["method"] == "ytuning"
         assert one["size_bytes"] == len(data)
         assert one["encoder_fingerprint"] == adapter.manifest.encoder_fingerprint
+
+    serving(scenario)
+
+
+def test_a_version_reports_all_that_its_file_says(serving, adapter_bytes, make_adapter):
+    calibration = Calibration(temperature=1.5, thresholds=(0.25, 0.75))
+    made = {"task_kind": "multi_label", "calibration": calibration}
+
+    async def scenario(client, service):
+        await put(client, "t", adapter_bytes(**made))
+        await put(client, "t", adapter_bytes(seed=1))
+        answer = await client.get("/v1/tasks/t/versions/1")
+        VersionReport.model_validate(report := answer.json())
+        manifest = make_adapter(**made).manifest
+        assert (report["task"], report["version"], report["active"]) == ("t", 1, False)
+        assert report["calibration"] == {
+            "temperature": 1.5,
+            "thresholds": [0.25, 0.75],
+            "abstain": None,
+        }
+        assert (report["method"], report["sizes"]) == ("ytuning", manifest.sizes)
+        assert report["data_digest"] == manifest.data_digest
+        assert datetime.fromisoformat(report["trained_at"]) == manifest.created_at
+        assert report["canaries"] == len(manifest.canaries)
+        active = (await client.get("/v1/tasks/t/versions/2")).json()
+        assert active["active"]
+        task = (await client.get("/v1/tasks/t")).json()
+        assert task == {name: active[name] for name in task}
+        assert (await client.get("/v1/tasks/t/versions/3")).status_code == 404
 
     serving(scenario)
 

@@ -78,13 +78,25 @@ class Console:
         self.page.goto(f"{self.server.url}/#/{place}")
         return self.page
 
-    def put(self, task: str, data: bytes) -> None:
+    def put(self, task: str, data: bytes, activate: str = "now") -> None:
         answer = self.api.put(
             f"/v1/tasks/{task}/adapter",
             content=data,
+            params={"activate": activate},
             headers={"content-type": "application/octet-stream"},
         )
         assert answer.status_code in (200, 201), answer.text
+
+    def start(self, task: str, kind: str, **wanted: Any) -> None:
+        """Start a shadow or canary."""
+        answer = self.api.post(f"/v1/tasks/{task}/{kind}", json=wanted)
+        assert answer.status_code == 200, answer.text
+
+    def classify(self, task: str, texts: list[str]) -> list[dict[str, Any]]:
+        """What the active version, or the one that the name pins, says of each text."""
+        answer = self.api.post("/v1/classify", json={"task": task, "texts": texts})
+        assert answer.status_code == 200, answer.text
+        return [result["predictions"][task] for result in answer.json()["results"]]
 
     @property
     def answers(self) -> Locator:

@@ -92,6 +92,40 @@ def test_each_kind_of_task_says_what_it_decided(console, adapter_bytes):
     expect(unsure_card).to_contain_text("abstains")
 
 
+def test_a_long_text_is_read_in_windows_where_asked(moods):
+    page = moods.page
+    text = "the train leaves at nine and the bus at ten " * 30
+    page.get_by_label("Text", exact=True).fill(text)
+    page.get_by_role("button", name="Classify").click()
+    cards = moods.answers.get_by_role("article")
+    expect(cards.filter(has_text="cut")).to_have_count(2)
+
+    page.get_by_label("a long text in windows").check()
+    page.get_by_label("Tokens shared").fill("8")
+    page.get_by_label("Together by").select_option("max")
+    page.get_by_role("button", name="Classify").click()
+    windows = {"overlap_tokens": 8, "aggregation": "max"}
+    body = {"task": "mood", "texts": text, "windows": windows}
+    (result,) = moods.api.post("/v1/classify", json=body).json()["results"]
+    mood = result["predictions"]["mood"]
+    expect(cards.first).to_contain_text(f"{mood['windows']} windows")
+    rows = [f"{item['label']}{item['score']:.3f}" for item in mood["labels"]]
+    expect(cards.first.get_by_role("listitem")).to_have_text(rows)
+    page.get_by_text("As curl").click()
+    shown = page.get_by_label("The same call with curl")
+    expect(shown).to_contain_text(json.dumps(windows, separators=(",", ":")))
+
+    page.get_by_label("Tokens shared").fill("32768")
+    page.get_by_role("button", name="Classify").click()
+    expect(cards.first.get_by_role("alert")).to_contain_text("overlap_too_long")
+
+    page.get_by_label("a pair of texts").check()
+    expect(page.get_by_label("a long text in windows")).to_be_hidden()
+    page.get_by_label("Second text").fill("the bus leaves at ten")
+    page.get_by_role("button", name="Classify").click()
+    expect(moods.answers.get_by_role("heading")).to_have_text(["samev1"])
+
+
 def test_the_curl_line_is_the_call_that_was_made(moods):
     page = moods.page
     page.get_by_label("Text", exact=True).fill("it's bad")
