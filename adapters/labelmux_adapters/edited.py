@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from labelmux_adapters.errors import shown
 from labelmux_adapters.heads import head_shapes
 from labelmux_adapters.parts import Dims, Part, Shapes
 
@@ -41,7 +42,7 @@ class EditMethod:
         for name in sorted(needed - set(sizes)):
             raise ValueError(f"size {name!r} is missing; {named}")
         for name in sorted(set(sizes) - {*needed, *own, POOLER_SIZE}):
-            raise ValueError(f"size {name!r} is unknown; {named}")
+            raise ValueError(f"size {shown(name)} is unknown; {named}")
         if sizes.get(POOLER_SIZE, sizes["hidden"]) != sizes["hidden"]:
             raise ValueError(f"size 'pooler' is {sizes['pooler']}; give that of 'hidden'")
         dims = Dims(*(sizes[name] for name in ENCODER_SIZES))

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from labelmux_adapters.errors import shown
+
 
 @dataclass(frozen=True, slots=True)
 class YTuningSizes:
@@ -57,7 +59,8 @@ class YTuningSizes:
         known = {field.name for field in fields(cls)}
         for name in sorted(known ^ set(sizes)):
             state = "missing" if name in known else "unknown"
-            raise ValueError(f"size {name!r} is {state}; ytuning has {', '.join(sorted(known))}")
+            named = ", ".join(sorted(known))
+            raise ValueError(f"size {shown(name)} is {state}; ytuning has {named}")
         return cls(**sizes)
 
     def to_mapping(self) -> dict[str, int]:

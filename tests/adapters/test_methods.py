@@ -28,6 +28,18 @@ def test_sizes_that_a_method_cannot_have_are_refused(sizes: dict[str, int], word
     assert word in str(caught.value)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_an_error_does_not_grow_with_the_name_of_a_size(method: str):
+    edited = METHODS[method].edited
+    own = edited.defaults if edited else {"states": 3, "width": 4, "heads": 2, "ffn": 6}
+    sizes = {"hidden": 12, "layers": 2, "intermediate": 48, **own, "k" * 500_000: 1}
+    if not edited:
+        del sizes["layers"], sizes["intermediate"]
+    with pytest.raises(ManifestError, match="unknown") as caught:
+        METHODS[method].expected_tensors(sizes, 2)
+    assert len(str(caught.value)) < 1000
+
+
 def test_the_document_lists_the_tensors_of_ytuning():
     section = DOCUMENT.read_text().split("\n## Tensors of `ytuning`\n")[1].split("\n## ")[0]
     rows = re.findall(r"^\| (`.+`) \| \[(.+)\] \|", section, re.MULTILINE)
