@@ -12,6 +12,7 @@ import http.client
 import json
 import secrets
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -101,6 +102,18 @@ class Engine:
         done = subprocess.run([*self._run, "logs", name], capture_output=True, text=True)
         return done.stdout + done.stderr
 
+    def healthy(self, name: str) -> bool:
+        """What the image's own health check says; only Docker runs it by itself."""
+        if self._run[0] == "podman":
+            return _works(*self._run, "healthcheck", "run", name)
+        return self.call("inspect", "--format", "{{.State.Health.Status}}", name) == "healthy"
+
+    def wait_healthy(self, name: str) -> None:
+        deadline = time.monotonic() + READY_LIMIT_S
+        while not self.healthy(name):
+            assert time.monotonic() < deadline, self.logs(name)
+            time.sleep(0.5)
+
     def start(self, name: str, image: str, *flags: str) -> None:
         self.call("run", "-d", "--name", name, *self._flags, *HARDENED, *LIMITS, *flags, image)
 
@@ -118,6 +131,16 @@ class Server:
     def start(self) -> float:
         """Seconds until it was ready."""
         started = time.monotonic()
+        self.begin()
+        while time.monotonic() < started + READY_LIMIT_S:
+            with contextlib.suppress(OSError):
+                if self.ask("GET", "/health/ready")[0] == 200:
+                    return time.monotonic() - started
+            time.sleep(0.1)
+        raise AssertionError(f"not ready in time: {self._engine.logs(self.name)}")
+
+    def begin(self) -> None:
+        """Start, and do not wait."""
         self._engine.start(
             self.name,
             self._image,
@@ -125,13 +148,8 @@ class Server:
             *("--env", "LABELMUX_HOST=127.0.0.1", "--env", f"LABELMUX_PORT={self._port}"),
             # What auto finds faster may differ from start to start, and its bits with it.
             *("--env", f"LABELMUX_ADMIN_KEY={KEY}", "--env", "LABELMUX_DTYPE=float32"),
+            *("--env", "LABELMUX_SHUTDOWN_DELAY_S=3"),
         )
-        while time.monotonic() < started + READY_LIMIT_S:
-            with contextlib.suppress(OSError):
-                if self.ask("GET", "/health/ready")[0] == 200:
-                    return time.monotonic() - started
-            time.sleep(0.1)
-        raise AssertionError(f"not ready in time: {self._engine.logs(self.name)}")
 
     def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         """Status and answer; ``body`` is bytes of a file, or becomes JSON."""
@@ -213,14 +231,74 @@ def check_restart(server: Server, engine: Engine) -> None:
     status, answer = server.ask("PUT", "/v1/tasks/mine/adapter", numbered(0))
     assert status == 201, answer
     before = server.classify("mine")
-    engine.call("exec", server.name, *health_command())
+    engine.wait_healthy(server.name)
+    (root,) = [
+        line.split()[3].split(",")
+        for line in engine.call("exec", server.name, "cat", "/proc/mounts").splitlines()
+        if line.split()[1] == "/"
+    ]
+    assert "ro" in root, root
     server.stop()
-    say(f"drained on SIGTERM with exit code 0; ready again after {server.start():.1f} s")
+    say(f"stopped by SIGTERM with exit code 0; ready again after {server.start():.1f} s")
     assert server.classify("mine") == before
+
+
+def check_drain(server: Server) -> None:
+    """SIGTERM under load: what was sent before it said that it is not ready is answered."""
+    answered = [0]
+    failed: list[Exception] = []
+    draining = threading.Event()
+
+    def classify() -> None:
+        while not draining.is_set():
+            try:
+                server.classify("mine")
+                answered[0] += 1
+            except (OSError, http.client.HTTPException, AssertionError) as error:
+                failed.append(error)
+
+    def watch() -> None:
+        """As a load balancer looks; to it, no answer is as good as a 503."""
+        ready = True
+        while ready:
+            try:
+                ready = server.ask("GET", "/health/ready")[0] == 200
+            except OSError:
+                ready = False
+        draining.set()
+
+    threads = [threading.Thread(target=work) for work in (watch, *[classify] * 4)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + READY_LIMIT_S
+    while answered[0] < 50:
+        assert time.monotonic() < deadline, failed
+        time.sleep(0.01)
+    server.stop()
+    for thread in threads:
+        thread.join()
+    assert not failed, failed
+    say(f"drained under load with exit code 0: {answered[0]} requests, all answered")
+
+
+def check_early_stop(server: Server, engine: Engine) -> None:
+    """SIGTERM while it starts: a container's first process gets none that it does not handle."""
+    server.begin()
+    deadline = time.monotonic() + READY_LIMIT_S
+    while not handles_sigterm(engine.call("exec", server.name, "cat", "/proc/1/status")):
+        assert time.monotonic() < deadline, engine.logs(server.name)
+    server.stop()
+    say("stopped by SIGTERM during the start, with exit code 0")
+
+
+def handles_sigterm(status: str) -> bool:
+    (caught,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def check_kill(server: Server) -> None:
     """SIGKILL while it answers and takes uploads: what it acknowledged is there."""
+    server.start()
     acknowledged: list[str] = []
     answered = [0]
     over = threading.Event()
@@ -278,27 +356,13 @@ print(u.urlopen(request, timeout=30).read().decode())
     flags = ("--network", "none", "--volume", f"{name}:/state")
     try:
         engine.start(name, image, *flags, "--env", f"LABELMUX_ADMIN_KEY={KEY}")
-        deadline = time.monotonic() + READY_LIMIT_S
-        while True:
-            with contextlib.suppress(AssertionError):
-                engine.call("exec", name, *health_command())
-                break
-            assert time.monotonic() < deadline, engine.logs(name)
-            time.sleep(0.5)
+        engine.wait_healthy(name)
         assert "sentiment" in engine.call("exec", name, "python3", "-c", code)
         say("starts and answers without a network")
     finally:
         for what in (["rm", "-f", name], ["volume", "rm", "-f", name]):
             with contextlib.suppress(AssertionError):
                 engine.call(*what)
-
-
-def health_command() -> Any:
-    """The image's own health check."""
-    (line,) = [
-        line for line in (ROOT / "Dockerfile").read_text().splitlines() if "/health/ready" in line
-    ]
-    return json.loads(line.strip().removeprefix("CMD "))
 
 
 @contextlib.contextmanager
@@ -345,6 +409,8 @@ def main() -> int:
     check_contract(engine, image)
     with served(engine, image) as server:
         check_restart(server, engine)
+        check_drain(server)
+        check_early_stop(server, engine)
         check_kill(server)
     check_no_network(engine, image)
     say("passed")

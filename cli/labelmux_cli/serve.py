@@ -15,6 +15,7 @@ from rich.text import Text
 from labelmux_cli.connection import AsJson
 from labelmux_cli.output import out, plain, print_json, reported
 from labelmux_server.settings import Knob, Settings
+from labelmux_server.sigterm import ends_on_sigterm
 
 if TYPE_CHECKING:
     from labelmux_server.serve import Serving
@@ -28,6 +29,7 @@ _ACCESS = {
 _TEXT = "What a lovely film."
 
 
+@ends_on_sigterm()
 def _serve(*, as_json: bool = False, **flags: object) -> None:
     """Serve an encoder and its tasks over HTTP, until Ctrl-C or SIGTERM.
 

@@ -9,8 +9,10 @@ from typing import Any
 
 from labelmux_server.errors import SettingsError
 from labelmux_server.settings import Settings
+from labelmux_server.sigterm import ends_on_sigterm
 
 
+@ends_on_sigterm()
 def main(arguments: list[str] | None = None) -> int:
     """Serve; the exit code: 0 after a drain, 1 if it cannot start, 2 for wrong settings."""
     try:

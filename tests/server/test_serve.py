@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2
@@ -69,6 +72,32 @@ def test_sigterm_finishes_what_runs_and_exits_0(start_server, adapter_bytes, unt
     assert server.process.wait(30) == 0
     under_way.close()
     assert "Traceback" not in server.log_path.read_text()
+
+
+@pytest.mark.parametrize("begun", ["the process", "the store"])
+def test_sigterm_during_the_start_ends_it_with_0(tmp_path, tiny_encoder_folder, until, begun):
+    state = tmp_path / "state"
+    with subprocess.Popen(
+        [
+            *(sys.executable, "-m", "labelmux_server", "--port", "0", "--no-demo"),
+            *("--state-dir", str(state), "--encoder", str(tiny_encoder_folder)),
+        ],
+        stderr=subprocess.PIPE,
+    ) as process:
+
+        def handles_sigterm() -> bool:
+            # As the first process of a container it would get no signal that it does not handle.
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            caught = int(re.search(r"SigCgt:\s*([0-9a-f]+)", status).group(1), 16)
+            return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+        until(handles_sigterm)
+        if begun == "the store":
+            until(lambda: state.exists())
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert b"Traceback" not in errors
 
 
 def test_during_the_delay_it_is_not_ready_but_serves(start_server, adapter_bytes, until):
