@@ -92,7 +92,9 @@ quality: $(STAMP) ## Add the runs that docs/quality.md lacks and render it: DATA
 audit: ## Look up every pinned dependency among known vulnerabilities; needs the network.
 	test -x build/audit/bin/pip-audit || $(PYTHON) -m venv build/audit
 	build/audit/bin/pip install --quiet pip-audit==2.10.1
-	build/audit/bin/pip-audit -r constraints.txt --no-deps --disable-pip --strict
+	@rm -f build/audit/found.md
+	build/audit/bin/pip-audit -r constraints.txt --no-deps --disable-pip --strict -f markdown -o build/audit/found.md || \
+		{ cat build/audit/found.md 2> /dev/null || echo "audit: NOTHING WAS AUDITED: no advisories can be had from here" >&2; exit 1; }
 
 INFINITY ?= build/infinity/bin/python
 PEERS ?= build/peers/bin/python
