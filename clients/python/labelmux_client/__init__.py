@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from labelmux_client._client import AsyncClient, Client
+from labelmux_client._async_client import AsyncClient
+from labelmux_client._client import Client
 from labelmux_client._constants import VERSION
 from labelmux_client._errors import (
     AdapterRefusedError,

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx2
 
-from labelmux_client._calls import Call
+from labelmux_client._call import Call
 from labelmux_client._constants import DEFAULT_BASE_URL, VERSION
 from labelmux_client._errors import TransportError
 

@@ -1,7 +1,6 @@
-"""The one request builder and the one answer parser, for the sync and the async client alike.
+"""The one request builder, for the sync and the async client alike.
 
-Each function below returns a ``Call``: what to send, how to read the answer, when to send it again.
-No input or output happens here.
+Each function below returns a ``Call``. No input or output happens here.
 """
 
 from __future__ import annotations
@@ -9,34 +8,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from datetime import datetime
-from typing import Any, Generic, Literal, TypeVar
+from dataclasses import asdict
+from typing import Any, Literal
 from urllib.parse import quote
 
-import httpx2
-
-from labelmux_client._errors import AnswerError, StatusError, error_class
+from labelmux_client import _answers
+from labelmux_client._call import Call, Repeat, T
 from labelmux_client._types import (
     Activation,
     Canary,
     ClassifyResult,
-    EncoderInfo,
     GateInfo,
-    GateScores,
     HistoryEntry,
-    KeyInfo,
-    LabelScore,
-    Prediction,
     PushResult,
     ServerInfo,
     Shadow,
-    Span,
-    TaskFailure,
     TaskInfo,
-    TextResult,
     Trials,
-    VersionInfo,
     VersionList,
     VersionRef,
     Windows,
@@ -44,74 +32,7 @@ from labelmux_client._types import (
 
 __all__: list[str] = []
 
-T = TypeVar("T")
-
-#: When a request may be sent again. ``refused``: only where the server said that it did nothing
-#: (429, 503). ``always``: also where no answer came, as a second time changes nothing.
-Repeat = Literal["never", "refused", "always"]
-
-_SHOWN_CHARS = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
-    """One request and how to read its answer."""
-
-    method: str
-    path: str
-    #: Takes an answer with a status below 300.
-    read: Callable[[httpx2.Response], T]
-    repeat: Repeat = "always"
-    content: bytes | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    params: Mapping[str, int | str | Sequence[str]] = field(default_factory=dict)
-
-    def parse(self, response: httpx2.Response) -> T:
-        """What the answer says.
-
-        Raises:
-            StatusError: the server said no.
-            AnswerError: the answer is not one that a labelmux server gives.
-        """
-        if response.status_code >= 400:
-            raise status_error(response)
-        if response.status_code >= 300:
-            raise AnswerError(
-                f"{self.method} {self.path}: answered with a redirect ({response.status_code}) to "
-                f"{response.headers.get('Location', 'nowhere')}; use that address as base_url"
-            )
-        try:
-            return self.read(response)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise AnswerError(
-                f"{self.method} {self.path}: the answer is not one of a labelmux server "
-                f"({type(error).__name__}: {error}); check the address: "
-                f"{response.text[:_SHOWN_CHARS]!r}"
-            ) from error
-
-
-def status_error(response: httpx2.Response) -> StatusError:
-    """The error that an answer with a status of 400 or more stands for."""
-    status = response.status_code
-    request_id = response.headers.get("X-Request-Id")
-    try:
-        fields = dict(response.json()["error"])
-        code, message = str(fields.pop("code")), str(fields.pop("message"))
-    except (KeyError, TypeError, ValueError):
-        shown = " ".join(response.text[:_SHOWN_CHARS].split())
-        return error_class(status, "")(
-            status=status,
-            code=f"http_{status}",
-            message=f"the server answered {status} {response.reason_phrase}: {shown!r}",
-            request_id=request_id,
-        )
-    return error_class(status, code)(
-        status=status,
-        code=code,
-        message=message,
-        request_id=fields.pop("request_id", None) or request_id,
-        fields=fields,
-    )
+_JSON = {"Content-Type": "application/json"}
 
 
 def classify(
@@ -151,7 +72,13 @@ def classify(
         if pairs is not None:
             raise ValueError("windows are of single texts, not of pairs")
         body["windows"] = asdict(windows)
-    return _json_call("POST", "/v1/classify", _classify_result, body)
+    return Call(
+        "POST",
+        "/v1/classify",
+        _answers.classify_result,
+        content=_json(body),
+        headers=_JSON,
+    )
 
 
 def tasks(search: str | None, after: str | None, limit: int | None) -> Call[list[TaskInfo]]:
@@ -160,14 +87,14 @@ def tasks(search: str | None, after: str | None, limit: int | None) -> Call[list
     return _json_call(
         "GET",
         "/v1/tasks",
-        lambda _, answer: [_task_info(item) for item in answer["tasks"]],
+        lambda answer: [_answers.task_info(item) for item in answer["tasks"]],
         params={name: value for name, value in asked.items() if value is not None},
     )
 
 
 def task(name: str) -> Call[TaskInfo]:
     """One task."""
-    return _json_call("GET", _task_path(name), lambda _, answer: _task_info(answer))
+    return _json_call("GET", _task_path(name), _answers.task_info)
 
 
 def push(name: str, data: bytes, *, create_only: bool, activate: Activation) -> Call[PushResult]:
@@ -181,7 +108,7 @@ def push(name: str, data: bytes, *, create_only: bool, activate: Activation) -> 
     return Call(
         "PUT",
         _task_path(name, "/adapter"),
-        _push_result,
+        _answers.push_result,
         repeat="refused" if create_only else "always",
         content=data,
         headers=headers,
@@ -191,30 +118,30 @@ def push(name: str, data: bytes, *, create_only: bool, activate: Activation) -> 
 
 def versions(name: str) -> Call[VersionList]:
     """All versions of a task."""
-    return _json_call("GET", _task_path(name, "/versions"), lambda _, answer: _versions(answer))
+    return _json_call("GET", _task_path(name, "/versions"), _answers.versions)
 
 
 def history(name: str) -> Call[tuple[HistoryEntry, ...]]:
     """Every change to a task."""
-    return _json_call("GET", _task_path(name, "/history"), lambda _, answer: _history(answer))
+    return _json_call("GET", _task_path(name, "/history"), _answers.history)
 
 
 def activate(name: str, version: int, *, gated: bool) -> Call[VersionRef]:
     """Make a version the active one."""
     body = {"version": version, "gated": True} if gated else {"version": version}
-    return _json_call("POST", _task_path(name, "/activate"), _version_ref, body)
+    return _json_call("POST", _task_path(name, "/activate"), _answers.version_ref, body)
 
 
 def shadow(name: str, version: int, share: float) -> Call[Shadow]:
     """Let a version read along."""
     body = {"version": version, "share": share}
-    return _json_call("POST", _task_path(name, "/shadow"), lambda _, found: _shadow(found), body)
+    return _json_call("POST", _task_path(name, "/shadow"), _answers.shadow, body)
 
 
 def canary(name: str, version: int, share: float, by: str) -> Call[Canary]:
     """Let a version answer a share."""
     body = {"version": version, "share": share, "by": by}
-    return _json_call("POST", _task_path(name, "/canary"), lambda _, found: _canary(found), body)
+    return _json_call("POST", _task_path(name, "/canary"), _answers.canary, body)
 
 
 def end_trial(name: str, kind: Literal["shadow", "canary"]) -> Call[None]:
@@ -224,7 +151,7 @@ def end_trial(name: str, kind: Literal["shadow", "canary"]) -> Call[None]:
 
 def trials(name: str) -> Call[Trials]:
     """What runs beside the active version."""
-    return _json_call("GET", _task_path(name, "/trials"), lambda _, answer: _trials(answer))
+    return _json_call("GET", _task_path(name, "/trials"), _answers.trials)
 
 
 def put_gate(name: str, data: bytes) -> Call[GateInfo]:
@@ -232,7 +159,7 @@ def put_gate(name: str, data: bytes) -> Call[GateInfo]:
     return Call(
         "PUT",
         _task_path(name, "/gate"),
-        lambda response: _gate(response.json()),
+        lambda response: _answers.gate(response.json()),
         content=data,
         headers={"Content-Type": "application/x-ndjson"},
     )
@@ -240,7 +167,7 @@ def put_gate(name: str, data: bytes) -> Call[GateInfo]:
 
 def gate(name: str) -> Call[GateInfo]:
     """What labelled set a task has."""
-    return _json_call("GET", _task_path(name, "/gate"), lambda _, answer: _gate(answer))
+    return _json_call("GET", _task_path(name, "/gate"), _answers.gate)
 
 
 def delete_gate(name: str) -> Call[None]:
@@ -250,7 +177,7 @@ def delete_gate(name: str) -> Call[None]:
 
 def rollback(name: str) -> Call[VersionRef]:
     """Make the previously active version the active one."""
-    return _json_call("POST", _task_path(name, "/rollback"), _version_ref, repeat="never")
+    return _json_call("POST", _task_path(name, "/rollback"), _answers.version_ref, repeat="never")
 
 
 def delete(name: str, version: int | None) -> Call[None]:
@@ -262,12 +189,12 @@ def delete(name: str, version: int | None) -> Call[None]:
 def download(name: str, version: int | None) -> Call[bytes]:
     """The bytes of a version."""
     params = {} if version is None else {"version": version}
-    return Call("GET", _task_path(name, "/adapter"), _adapter_bytes, params=params)
+    return Call("GET", _task_path(name, "/adapter"), _answers.adapter_bytes, params=params)
 
 
 def info() -> Call[ServerInfo]:
     """What the server is."""
-    return _json_call("GET", "/v1/info", lambda _, answer: _server_info(answer))
+    return _json_call("GET", "/v1/info", _answers.server_info)
 
 
 def ready() -> Call[bool]:
@@ -282,7 +209,7 @@ def _task_path(name: str, tail: str = "") -> str:
 def _json_call(
     method: str,
     path: str,
-    read: Callable[[httpx2.Response, Any], T],
+    read: Callable[[Any], T],
     body: Mapping[str, Any] | None = None,
     *,
     repeat: Repeat = "always",
@@ -291,12 +218,16 @@ def _json_call(
     return Call(
         method,
         path,
-        lambda response: read(response, response.json()),
+        lambda response: read(response.json()),
         repeat=repeat,
-        content=None if body is None else json.dumps(body, allow_nan=False).encode(),
-        headers={} if body is None else {"Content-Type": "application/json"},
+        content=None if body is None else _json(body),
+        headers={} if body is None else _JSON,
         params=params or {},
     )
+
+
+def _json(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, allow_nan=False).encode()
 
 
 def checked_pair(pair: Sequence[str]) -> list[str]:
@@ -308,189 +239,3 @@ def checked_pair(pair: Sequence[str]) -> list[str]:
     if isinstance(pair, str) or len(pair) != 2:
         raise ValueError(f"each of pairs is two texts, not {pair!r}")
     return list(pair)
-
-
-def _classify_result(response: httpx2.Response, answer: Any) -> ClassifyResult:
-    return ClassifyResult(
-        results=tuple(text_result(item["predictions"]) for item in answer["results"]),
-        encoder_rows=answer["encoder_rows"],
-        tokens=answer["tokens"],
-        request_id=response.headers.get("X-Request-Id"),
-    )
-
-
-def text_result(by_task: Mapping[str, Any]) -> TextResult:
-    """What every task says of one text."""
-    predictions = {}
-    failures = {}
-    for name, item in by_task.items():
-        if "error" in item:
-            error = item["error"]
-            failures[name] = TaskFailure(name, error["code"], error["message"])
-        else:
-            predictions[name] = _prediction(item)
-    return TextResult(predictions, failures)
-
-
-def _prediction(item: Mapping[str, Any]) -> Prediction:
-    return Prediction(
-        task=item["task"],
-        version=item["version"],
-        digest=item["digest"],
-        task_kind=item["task_kind"],
-        truncated=item["truncated"],
-        windows=item["windows"],
-        calibrated=item["calibrated"],
-        labels=_each(item.get("labels"), _label_score),
-        abstained=item.get("abstained"),
-        predicted=_each(item.get("predicted"), str),
-        spans=_each(item.get("spans"), _span),
-    )
-
-
-def _each(items: Sequence[Any] | None, read: Callable[[Any], T]) -> tuple[T, ...] | None:
-    return None if items is None else tuple(map(read, items))
-
-
-def _label_score(item: Mapping[str, Any]) -> LabelScore:
-    return LabelScore(item["label"], item["score"])
-
-
-def _span(item: Mapping[str, Any]) -> Span:
-    return Span(item["label"], item["start"], item["end"], item["text"], item["score"])
-
-
-def _task_info(item: Mapping[str, Any]) -> TaskInfo:
-    return TaskInfo(
-        task=item["task"],
-        method=item["method"],
-        task_kind=item["task_kind"],
-        labels=tuple(item["labels"]),
-        pair=item["pair"],
-        max_tokens=item["max_tokens"],
-        version=item["version"],
-        digest=item["digest"],
-        encoder_fingerprint=item["encoder_fingerprint"],
-        metrics=dict(item["metrics"]),
-        parameters=item["parameters"],
-        parameter_share=item["parameter_share"],
-        size_bytes=item["size_bytes"],
-        created_at=datetime.fromisoformat(item["created_at"]),
-        card=dict(item["card"]),
-    )
-
-
-def _push_result(response: httpx2.Response) -> PushResult:
-    answer = response.json()
-    return PushResult(
-        task=answer["task"],
-        version=answer["version"],
-        digest=answer["digest"],
-        active=answer["active"],
-        created=response.status_code == 201,
-        gate=_gate_scores(answer),
-    )
-
-
-def _version_ref(_: httpx2.Response, answer: Any) -> VersionRef:
-    return VersionRef(answer["task"], answer["version"], answer["digest"], _gate_scores(answer))
-
-
-def _gate_scores(answer: Mapping[str, Any]) -> GateScores | None:
-    found = answer.get("gate")
-    return None if found is None else _picked(GateScores, found)
-
-
-def _shadow(item: Mapping[str, Any]) -> Shadow:
-    return _picked(Shadow, item, "since", "counted_since")
-
-
-def _canary(item: Mapping[str, Any]) -> Canary:
-    return _picked(Canary, item, "since", "counted_since")
-
-
-def _trials(answer: Mapping[str, Any]) -> Trials:
-    shadow, canary = answer["shadow"], answer["canary"]
-    return Trials(
-        task=answer["task"],
-        active=answer["active"],
-        shadow=None if shadow is None else _shadow(shadow),
-        canary=None if canary is None else _canary(canary),
-    )
-
-
-def _gate(answer: Mapping[str, Any]) -> GateInfo:
-    return _picked(GateInfo, answer, "stored_at")
-
-
-def _picked(kind: type[T], item: Mapping[str, Any], *times: str) -> T:
-    """A flat value of this kind: its fields by name, those of ``times`` read as times."""
-    values = {of.name: item[of.name] for of in fields(kind)}  # type: ignore[arg-type]
-    return kind(**values | {name: datetime.fromisoformat(item[name]) for name in times})
-
-
-def _versions(answer: Mapping[str, Any]) -> VersionList:
-    return VersionList(
-        task=answer["task"],
-        active=answer["active"],
-        versions=tuple(
-            VersionInfo(
-                version=item["version"],
-                digest=item["digest"],
-                size_bytes=item["size_bytes"],
-                created_at=datetime.fromisoformat(item["created_at"]),
-                active=item["active"],
-                metrics=dict(item["metrics"]),
-            )
-            for item in answer["versions"]
-        ),
-        history=_history(answer),
-    )
-
-
-def _history(answer: Mapping[str, Any]) -> tuple[HistoryEntry, ...]:
-    return tuple(
-        HistoryEntry(
-            at=datetime.fromisoformat(item["at"]),
-            action=item["action"],
-            version=item["version"],
-            digest=item["digest"],
-            by=item["by"],
-            share=item.get("share"),
-        )
-        for item in answer["history"]
-    )
-
-
-def _adapter_bytes(response: httpx2.Response) -> bytes:
-    """The body, which must be what its ETag says where that is a digest."""
-    data = response.content
-    stated = response.headers.get("ETag", "").removeprefix("W/").strip('"')
-    found = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    if stated.startswith("sha256:") and stated != found:
-        raise ValueError(f"the bytes have the digest {found}, the server states {stated}")
-    return data
-
-
-def _server_info(answer: Mapping[str, Any]) -> ServerInfo:
-    encoder = answer["encoder"]
-    return ServerInfo(
-        name=answer["name"],
-        version=answer["version"],
-        encoder=EncoderInfo(
-            name=encoder["name"],
-            fingerprint=encoder["fingerprint"],
-            hidden_size=encoder["hidden_size"],
-            layers=encoder["layers"],
-            parameters=encoder["parameters"],
-            max_tokens=encoder["max_tokens"],
-        ),
-        tasks=answer["tasks"],
-        limits=dict(answer["limits"]),
-        access=answer["access"],
-        key=None if answer["key"] is None else _key_info(answer["key"]),
-    )
-
-
-def _key_info(item: Mapping[str, Any]) -> KeyInfo:
-    return KeyInfo(item["name"], tuple(item["scopes"]), tuple(item["tasks"]))

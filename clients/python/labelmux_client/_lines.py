@@ -9,7 +9,8 @@ from typing import Any
 
 import httpx2
 
-from labelmux_client._calls import Call, text_result
+from labelmux_client._answers import text_result
+from labelmux_client._call import Call
 from labelmux_client._errors import StatusError, error_class
 from labelmux_client._types import TextResult, Windows
 

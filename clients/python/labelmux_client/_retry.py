@@ -6,7 +6,7 @@ import random
 
 import httpx2
 
-from labelmux_client._calls import Repeat
+from labelmux_client._call import Repeat
 from labelmux_client._constants import FIRST_PAUSE_S, LONGEST_PAUSE_S, LONGEST_RETRY_AFTER_S
 
 __all__: list[str] = []

@@ -22,7 +22,8 @@ from collections.abc import (
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from labelmux_client._calls import Call, checked_pair
+from labelmux_client._call import Call
+from labelmux_client._calls import checked_pair
 from labelmux_client._lines import Question, classify_lines
 from labelmux_client._types import TextResult
 
