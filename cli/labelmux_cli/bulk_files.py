@@ -79,7 +79,7 @@ class Source:
         return value
 
     def _choose(self, role: str, name: str | None) -> str:
-        from labelmux_training.data import GUESSES
+        from labelmux_training.columns import GUESSES
 
         wanted = [name] if name is not None else list(GUESSES[role])
         by_lower = {column.lower(): column for column in reversed(self.columns)}

@@ -28,7 +28,8 @@ from labelmux_client import Client, Prediction, TaskInfo
 
 if TYPE_CHECKING:
     from labelmux_adapters.kinds import TaskKind
-    from labelmux_training.data import Columns, Dataset
+    from labelmux_training.columns import Columns
+    from labelmux_training.data import Dataset
     from labelmux_training.metrics import AnyMetrics
 
 

@@ -12,7 +12,7 @@ from labelmux_cli.errors import FailedError
 from labelmux_cli.output import print_table
 
 if TYPE_CHECKING:
-    from labelmux_training.data import Columns
+    from labelmux_training.columns import Columns
     from labelmux_training.metrics import AnyMetrics
 
 #: What the wheel's extra ``train`` brings.
@@ -57,7 +57,7 @@ DEFAULT_DELIMITER = "|"
 
 def columns(text: str | None, label: str | None, pair: str | None, delimiter: str) -> Columns:
     """The options above, as training takes them."""
-    from labelmux_training.data import Columns
+    from labelmux_training.columns import Columns
 
     return Columns(text=text, label=label, pair=pair, delimiter=delimiter)
 

@@ -16,7 +16,7 @@ from labelmux_client import Canary, Client, Shadow, TaskInfo, Trials
 
 if TYPE_CHECKING:
     from labelmux_adapters.kinds import TaskKind
-    from labelmux_training.data import Row
+    from labelmux_training.rows import Row
 
 _Version = Annotated[
     int | None, typer.Argument(metavar="VERSION", min=1, help="Its number; not with --end.")
@@ -109,7 +109,8 @@ def trials(
 def store_gate(client: Client, task: TaskInfo, file: Path) -> int:
     """Make a labelled file the gate of a task; how many rows it has."""
     with needs_extra():
-        from labelmux_training.data import Columns, read_rows
+        from labelmux_training.columns import Columns
+        from labelmux_training.data import read_rows
 
         kind = cast("TaskKind", task.task_kind)
         dataset = read_rows(file, Columns(pair=None if task.pair else ""), kind)

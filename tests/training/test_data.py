@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from labelmux_training.data import Columns, Dataset, Row, read_rows
+from labelmux_training.columns import Columns
+from labelmux_training.data import Dataset, read_rows
 from labelmux_training.errors import ColumnsError, DataFileError, RowError, TooFewRowsError
+from labelmux_training.rows import Row
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:

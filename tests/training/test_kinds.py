@@ -21,7 +21,8 @@ from labelmux_adapters.canaries import check_canaries
 from labelmux_adapters.iob2 import runs_of, words_of
 from labelmux_encoder.weights import LoadedEncoder
 from labelmux_training.calibration import fit_abstain, fit_label_temperature, fit_thresholds
-from labelmux_training.data import Columns, Dataset, read_rows
+from labelmux_training.columns import Columns
+from labelmux_training.data import Dataset, read_rows
 from labelmux_training.errors import LabelsError, OptionsError, RowError
 from labelmux_training.evaluate import evaluate, score_labels, score_spans
 from labelmux_training.features import FeatureCache

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from labelmux_training.data import Dataset, Row
+from labelmux_training.data import Dataset
 from labelmux_training.errors import LabelsError, RowError, TooFewRowsError
 from labelmux_training.labels import check_known, choose_labels, label_ids, split_dev
+from labelmux_training.rows import Row
 
 
 def dataset(*labels: str, texts: list[str] | None = None) -> Dataset:

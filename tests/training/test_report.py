@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from labelmux_adapters.manifest import Calibration
-from labelmux_training.data import Dataset, Row
+from labelmux_training.data import Dataset
 from labelmux_training.kinds import KINDS
 from labelmux_training.loop import Epoch
 from labelmux_training.report import Report, render_report
+from labelmux_training.rows import Row
 
 
 def page(labels: tuple[str, ...], texts: list[str]) -> str:

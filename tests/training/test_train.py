@@ -13,7 +13,8 @@ from labelmux_adapters.errors import ForeignEncoderError
 from labelmux_adapters.files import read_adapter
 from labelmux_encoder.weights import LoadedEncoder
 from labelmux_training.assemble import write_file
-from labelmux_training.data import Columns, read_rows
+from labelmux_training.columns import Columns
+from labelmux_training.data import read_rows
 from labelmux_training.errors import DataFileError, OptionsError, RowError, TooFewRowsError
 from labelmux_training.evaluate import evaluate
 from labelmux_training.options import TrainOptions

@@ -12,7 +12,8 @@ from labelmux_adapters.files import Adapter, read_adapter
 from labelmux_adapters.iob2 import OUTSIDE, words_of
 from labelmux_adapters.kinds import TaskKind
 from labelmux_encoder.weights import LoadedEncoder, load_encoder
-from labelmux_training.data import Columns, Dataset, read_rows
+from labelmux_training.columns import Columns
+from labelmux_training.data import Dataset, read_rows
 from labelmux_training.errors import DataFileError, OptionsError
 from labelmux_training.kinds import KINDS
 from labelmux_training.labels import check_known, label_flags

@@ -9,7 +9,7 @@ from pathlib import Path
 from labelmux_adapters.kinds import Pooling, TaskKind
 from labelmux_adapters.methods import METHODS
 from labelmux_encoder.tokenizer import TextInput
-from labelmux_training.data import Columns
+from labelmux_training.columns import Columns
 from labelmux_training.errors import OptionsError
 from labelmux_training.kinds import Kind
 from labelmux_training.settings import TrainerSettings, settings_for

@@ -17,7 +17,7 @@ from labelmux_adapters.kinds import TaskKind
 from labelmux_adapters.manifest import Calibration
 from labelmux_adapters.quality import label_counts
 from labelmux_adapters.scores import DEFAULT_THRESHOLD, scores_of
-from labelmux_training.data import Dataset, Row
+from labelmux_training.data import Dataset
 from labelmux_training.kinds import Kind, Tokens
 from labelmux_training.loop import Epoch
 from labelmux_training.metrics import (
@@ -30,6 +30,7 @@ from labelmux_training.metrics import (
     reliability,
     type_counts,
 )
+from labelmux_training.rows import Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
