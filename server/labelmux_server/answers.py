@@ -48,7 +48,7 @@ def classify_body(
 def server_timing(stages: Mapping[str, float], started_s: float) -> str:
     """The stages of a call and its whole time so far, as a ``Server-Timing`` header."""
     whole = {**stages, "total": time.monotonic() - started_s}
-    return ", ".join(f"{name};dur={1000 * seconds:.2f}" for name, seconds in whole.items())
+    return ", ".join([f"{name};dur={1000 * seconds:.2f}" for name, seconds in whole.items()])
 
 
 def _column(

@@ -27,6 +27,7 @@ from labelmux_server.edge import Edge, add_error_handlers
 from labelmux_server.metrics import Metrics
 from labelmux_server.service import Service
 from labelmux_server.settings import Settings
+from labelmux_server.timers import Timers
 from labelmux_server.tracing import Tracing
 
 DESCRIPTION = "One frozen DeBERTa encoder, any number of text classifiers, swapped while it serves."
@@ -72,6 +73,7 @@ def create_app(
     )
     app.state.settings = settings
     app.state.metrics = metrics
+    app.state.timers = Timers()
     classify = behind(routes_classify.router, routes_classify.classify)
     direct = {("POST", routes_classify.PATH): classify}
     app.add_middleware(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
@@ -47,6 +48,8 @@ class Batcher:
         self._tokens = 0
         self._rows = 0
         self._running_tokens = 0
+        #: About what is being tokenised. On the event loop alone.
+        self._expected_tokens = self._expected_rows = 0
         #: Of full batches lately; 0 before the first.
         self._token_s = 0.0
         self._closed = False
@@ -97,10 +100,29 @@ class Batcher:
     def check_room(self) -> None:
         """Return if a short text might be queued; a call that cannot be is refused unread.
 
+        What will be queued soon is counted: where the event loop is what limits the server, calls
+        wait for it and not here.
+
         Raises:
             OverloadedError: too much waits already.
         """
-        self._admit(1, 1)
+        self._admit(self._expected_tokens + 1, self._expected_rows + 1)
+
+    @contextmanager
+    def expecting(self, tokens: int, rows: int) -> Iterator[None]:
+        """While a call's texts become rows to ``submit``, hold a place for them.
+
+        Raises:
+            OverloadedError: too much waits already.
+        """
+        self.check_room()
+        self._expected_tokens += tokens
+        self._expected_rows += rows
+        try:
+            yield
+        finally:
+            self._expected_tokens -= tokens
+            self._expected_rows -= rows
 
     def cancel(self, submission: Submission) -> None:
         """Take a request's waiting rows out; those in a running batch settle with it."""
@@ -154,7 +176,7 @@ class Batcher:
     @property
     def wait_s(self) -> float:
         """How long a text that comes now may expect to wait; 0 before any batch was full."""
-        return (self._running_tokens + self._tokens) * self._token_s
+        return (self._running_tokens + self._tokens + self._expected_tokens) * self._token_s
 
     def _admit(self, tokens: int, rows: int) -> None:
         if self._closed:

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
-from starlette.requests import ClientDisconnect
 
 from labelmux_server.errors import (
     BodyStalledError,
@@ -21,6 +20,7 @@ from labelmux_server.errors import (
     ServerError,
     UploadTooLargeError,
 )
+from labelmux_server.timers import Timers
 
 Body = TypeVar("Body", bound=BaseModel)
 Result = TypeVar("Result")
@@ -30,7 +30,7 @@ BYTES_TYPE = "application/octet-stream"
 #: JSON lines go by several names.
 LINES_TYPES = ("application/x-ndjson", "application/jsonl", "application/jsonlines", BYTES_TYPE)
 #: How long a call runs before anybody looks whether its caller is still there.
-_UNWATCHED_S = 0.02
+_UNWATCHED_S = 0.25
 #: What must come of a body before the time for it begins anew.
 _PROGRESS_BYTES = 64 * 1024
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
@@ -130,7 +130,8 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Re
         nonlocal watching
         watching = asyncio.ensure_future(watch())
 
-    timer = asyncio.get_running_loop().call_later(_UNWATCHED_S, begin)
+    timers: Timers = request.app.state.timers
+    timer = timers.after(_UNWATCHED_S, begin)
     try:
         return await work
     except asyncio.CancelledError as error:
@@ -149,21 +150,23 @@ async def _read(request: Request, limit_bytes: int, too_large: ServerError) -> b
     if stated.isdigit() and int(stated) > limit_bytes:
         raise too_large
     stall_s = request.app.state.settings.stall_s
-    loop = asyncio.get_running_loop()
-    data, awaited = bytearray(), _PROGRESS_BYTES
+    timers: Timers = request.app.state.timers
+    data, awaited, more = bytearray(), _PROGRESS_BYTES, True
     try:
-        async with asyncio.timeout(stall_s) as limit:
-            async for chunk in request.stream():
-                data += chunk
+        with timers.limit(stall_s) as limit:
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise CallerGoneError
+                data += message.get("body", b"")
+                more = message.get("more_body", False)
                 if len(data) > limit_bytes:
                     raise too_large
                 if len(data) >= awaited:
                     awaited = len(data) + _PROGRESS_BYTES
-                    limit.reschedule(loop.time() + stall_s)
+                    limit.restart()
     except TimeoutError as error:
         raise BodyStalledError(stall_s, _PROGRESS_BYTES) from error
-    except ClientDisconnect as error:
-        raise CallerGoneError from error
     return bytes(data)
 
 

@@ -11,10 +11,11 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from itertools import count
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -39,6 +40,8 @@ from labelmux_server.tracing import RequestSpan, Tracing
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _UNMATCHED = "unmatched"
 _PROBES = ("/health", "/v2/health/")
+#: Ids that callers do not send: this process, and the number of the request.
+_PROCESS, _numbers = secrets.token_hex(4), count()
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -81,7 +84,7 @@ class Edge:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 status.append(message["status"])
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                message["headers"].append((b"x-request-id", request_id.encode()))
             await send(message)
 
         self._in_flight += 1
@@ -142,7 +145,7 @@ class Edge:
 
 
 def _request_id(sent: str | None) -> str:
-    return sent if sent and _REQUEST_ID.fullmatch(sent) else secrets.token_hex(8)
+    return sent if sent and _REQUEST_ID.fullmatch(sent) else f"{_PROCESS}{next(_numbers):08x}"
 
 
 def refuse(request: Request, error: BaseException, metrics: Metrics) -> Response:

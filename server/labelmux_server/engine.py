@@ -5,7 +5,6 @@ Runs on the event loop.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
 import time
@@ -22,7 +21,8 @@ from labelmux_server.registry import Registry
 from labelmux_server.residency import Residency
 from labelmux_server.shadows import Shadows
 from labelmux_server.task_metrics import TaskMetrics
-from labelmux_server.tokenizer_pool import TokenizerPool
+from labelmux_server.timers import Timers
+from labelmux_server.tokenizer_pool import TokenizerPool, about_tokens
 from labelmux_server.tracing import current_span
 from labelmux_server.waiting import answered
 
@@ -58,6 +58,7 @@ class Engine:
         self._max_tokens = max_tokens
         self._max_text_tokens = max_text_tokens or sys.maxsize
         self._timeout_s = timeout_s
+        self._timers = Timers()
         self._log_texts = log_texts
 
     async def classify(
@@ -88,7 +89,7 @@ class Engine:
         )
         with _Recorded(call, self._metrics.tasks):
             try:
-                async with asyncio.timeout(self._timeout_s):
+                with self._timers.limit(self._timeout_s):
                     return await self._run(call, texts)
             except TimeoutError as error:
                 raise TimedOutError(self._timeout_s) from error
@@ -99,7 +100,10 @@ class Engine:
         self._check_rows("rows (texts times tasks)", len(texts) * call.readable)
         started = time.monotonic()
         want = call.want()
-        tokens = await self._tokenizers.encode(texts, want) if want.limits else {}
+        tokens = {}
+        if want.limits:
+            with self._batcher.expecting(about_tokens(texts), len(texts)):
+                tokens = await self._tokenizers.encode(texts, want)
         tokenise_s = time.monotonic() - started
         self._metrics.record_tokenise(tokenise_s)
         await call.wait_resident()

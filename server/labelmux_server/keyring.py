@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hmac
 import logging
+import math
 import sqlite3
+import time
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -30,6 +32,8 @@ ADMIN_KEY = "(admin-key)"
 #: What a key that is not there is compared with, so that it takes as long.
 _NOBODY = "0" * 64
 _HASHED = "sha256:"
+#: For how long what was read counts as what is there: of requests that come together, one asks.
+_FRESH_S = 0.001
 _UNREADABLE = (sqlite3.Error, SQLAlchemyError)
 
 _log = logging.getLogger(__name__)
@@ -52,6 +56,7 @@ class Keyring:
         self._loopback = is_loopback(settings.host)
         self._known: dict[str, KeyRecord] = {}
         self._seen: object = None
+        self._read_at_s = -math.inf
         try:
             self._read()
         except _UNREADABLE as error:
@@ -81,6 +86,10 @@ class Keyring:
         return record if same and record is not None and record.live else None
 
     def _refresh(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._read_at_s < _FRESH_S:
+            return
+        self._read_at_s = now_s
         try:
             self._read()
         except _UNREADABLE:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from queue import SimpleQueue
 from typing import Any
 
@@ -13,6 +14,11 @@ from labelmux_encoder.tokenizer import TextInput, Tokenizer, TokenRow
 
 #: By limit in tokens: each text's rows, one, or one per window.
 Encoded = dict[int, list[Sequence[TokenRow]]]
+
+#: Characters of the calls that a thread takes at once: a millisecond's work or two.
+_SHARE_CHARS = 4096
+#: Of English, whole words and parts.
+_CHARS_OF_A_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +40,21 @@ class _Job:
     done: asyncio.Future[Encoded]
 
 
+#: A job's future and what becomes of it.
+_Settled = tuple[asyncio.Future[Encoded], Encoded | Exception]
+
+
 class TokenizerPool:
-    """Threads with a tokenizer each, since one must not be shared."""
+    """Threads with a tokenizer each, since one must not be shared.
+
+    Calls that come in one turn of the loop are handed over together, and so are their tokens: a
+    hand-over costs the loop more than the tokens of a short text cost a thread.
+    """
 
     def __init__(self, tokenizer: Tokenizer, threads: int) -> None:
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        #: What came in this turn of the loop.
+        self._arrived: list[_Job] = []
+        self._shares: SimpleQueue[Sequence[_Job] | None] = SimpleQueue()
         self._threads = [
             threading.Thread(
                 target=self._run,
@@ -54,35 +70,81 @@ class TokenizerPool:
     def close(self) -> None:
         """Finish the work that is there and end the threads."""
         for _ in self._threads:
-            self._jobs.put(None)
+            self._shares.put(None)
         for thread in self._threads:
             thread.join()
 
     async def encode(self, texts: Sequence[TextInput], want: Want) -> Encoded:
         """Token rows of all texts for each limit in tokens. Windows are of single texts."""
-        done: asyncio.Future[Encoded] = asyncio.get_running_loop().create_future()
-        self._jobs.put(_Job(texts, want, done))
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Encoded] = loop.create_future()
+        if not self._arrived:
+            loop.call_soon(self._hand_over)
+        self._arrived.append(_Job(texts, want, done))
         return await done
 
+    def _hand_over(self) -> None:
+        arrived, self._arrived = self._arrived, []
+        for share in _shares(arrived):
+            self._shares.put(share)
+
     def _run(self, tokenizer: Tokenizer) -> None:
-        while (job := self._jobs.get()) is not None:
-            if job.done.cancelled():
-                continue
-            found: Encoded | Exception
-            try:
-                found = _encode(tokenizer, job.texts, job.want)
-            except Exception as error:  # noqa: BLE001 - the call's boundary: it fails alone
-                found = error
-            job.done.get_loop().call_soon_threadsafe(_settle, job.done, found)
+        while (share := self._shares.get()) is not None:
+            waiting = [job for job in share if not job.done.cancelled()]
+            found: list[_Settled] = []
+            for _, alike in groupby(waiting, key=lambda job: job.want):
+                found += _encode_jobs(tokenizer, list(alike))
+            if found:
+                waiting[0].done.get_loop().call_soon_threadsafe(_settle, found)
 
 
-def _settle(done: asyncio.Future[Encoded], found: Encoded | Exception) -> None:
-    if done.done():
-        return
-    if isinstance(found, Exception):
-        done.set_exception(found)
-    else:
-        done.set_result(found)
+def _shares(jobs: Sequence[_Job]) -> Iterator[Sequence[_Job]]:
+    """Jobs in their order, cut where a share would be too much; a job is never cut."""
+    share, chars = list[_Job](), 0
+    for job in jobs:
+        own = sum(map(_chars, job.texts))
+        if share and chars + own > _SHARE_CHARS:
+            yield share
+            share, chars = [], 0
+        share.append(job)
+        chars += own
+    yield share
+
+
+def about_tokens(texts: Sequence[TextInput]) -> int:
+    """About how many tokens texts will have; for who cannot wait to know."""
+    return sum(map(_chars, texts)) // _CHARS_OF_A_TOKEN + len(texts)
+
+
+def _chars(text: TextInput) -> int:
+    return len(text) if isinstance(text, str) else sum(map(len, text))
+
+
+def _encode_jobs(tokenizer: Tokenizer, jobs: Sequence[_Job]) -> list[_Settled]:
+    """Jobs that want the same, all at once; if that fails, each by itself."""
+    try:
+        together = _encode(tokenizer, [text for job in jobs for text in job.texts], jobs[0].want)
+    except Exception as error:  # noqa: BLE001 - the call's boundary: it fails alone
+        if len(jobs) == 1:
+            return [(jobs[0].done, error)]
+        return [settled for job in jobs for settled in _encode_jobs(tokenizer, [job])]
+    found: list[_Settled] = []
+    first = 0
+    for job in jobs:
+        end = first + len(job.texts)
+        found.append((job.done, {limit: rows[first:end] for limit, rows in together.items()}))
+        first = end
+    return found
+
+
+def _settle(found: Sequence[_Settled]) -> None:
+    for done, result in found:
+        if done.done():
+            continue
+        if isinstance(result, Exception):
+            done.set_exception(result)
+        else:
+            done.set_result(result)
 
 
 def _encode(tokenizer: Tokenizer, texts: Sequence[TextInput], want: Want) -> Encoded:

@@ -367,3 +367,21 @@ def test_close_gives_back_what_still_waits():
     submit(batcher, row(3), row(4))
     assert lengths(batcher.close()) == [3, 4]
     assert batcher.take() is None
+
+
+def test_what_is_being_tokenised_takes_room_until_it_is_queued():
+    batcher = Batcher(limits(max_queue_tokens=10))
+    with batcher.expecting(tokens=9, rows=1):
+        batcher.check_room()
+        with batcher.expecting(tokens=5, rows=1), pytest.raises(OverloadedError, match="wait"):
+            batcher.check_room()
+        # Its own place is not counted against it.
+        submit(batcher, row(10))
+    assert batcher.take_now().tokens == 10
+    batcher.check_room()
+
+
+def test_rows_that_are_being_tokenised_count_too():
+    batcher = Batcher(limits(max_queue_rows=2))
+    with batcher.expecting(1, 2), pytest.raises(OverloadedError, match="rows wait"):
+        batcher.check_room()

@@ -199,3 +199,13 @@ def test_a_thousand_idle_connections_leave_room_for_the_next(start_server, adapt
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert_serves(started.url)
     assert "Traceback" not in started.log_path.read_text()
+
+
+def test_an_answer_is_one_packet(url):
+    lines = f"Content-Type: {JSON}", f"Content-Length: {len(BODY)}"
+    with connect(url) as caller:
+        for _ in range(3):
+            caller.sendall(head("/v1/classify", *lines) + BODY)
+            first, _, body = caller.recv(65_536).partition(b"\r\n\r\n")
+            assert first.startswith(b"HTTP/1.1 200")
+            assert json.loads(body)["results"]

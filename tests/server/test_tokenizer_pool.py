@@ -19,12 +19,14 @@ class FakeTokenizer:
         self.gate = threading.Event()
         self.entered = threading.Event()
         self.threads: set[int] = set()
+        self.calls: list[list[str]] = []
 
     def clone(self) -> FakeTokenizer:
         return self
 
     def encode(self, texts, max_tokens: int, *, offsets: bool) -> list[TokenRow]:
         self.threads.add(threading.get_ident())
+        self.calls.append(list(texts))
         if "wait" in texts:
             self.entered.set()
             assert self.gate.wait(20)
@@ -111,3 +113,44 @@ def test_a_call_that_was_given_up_is_not_tokenised_and_blocks_nobody(fake):
         return found
 
     assert len(asyncio.run(scenario())[8]) == 1
+
+
+def test_calls_that_come_together_are_tokenised_together_and_each_has_its_own(fake):
+    async def scenario():
+        pool = TokenizerPool(fake, threads=1)
+        calls = (["a b", "c"], Want([8])), (["d e f"], Want([8])), (["g"], Want([16]))
+        found = await asyncio.gather(*(pool.encode(*call) for call in calls))
+        pool.close()
+        return found
+
+    first, second, third = asyncio.run(scenario())
+    assert fake.calls == [["a b", "c", "d e f"], ["g"]]
+    assert [len(row.token_ids) for (row,) in first[8]] == [2, 1]
+    assert [len(row.token_ids) for (row,) in second[8]] == [3]
+    assert list(third) == [16]
+
+
+def test_a_text_that_fails_does_not_fail_those_that_came_with_it(fake):
+    async def scenario():
+        pool = TokenizerPool(fake, threads=1)
+        calls = (pool.encode([text], Want([8])) for text in ("a", "fail", "b c"))
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        pool.close()
+        return found
+
+    first, failed, last = asyncio.run(scenario())
+    assert isinstance(failed, RuntimeError)
+    assert [len(found[8][0][0].token_ids) for found in (first, last)] == [1, 2]
+
+
+def test_a_long_call_does_not_share_its_thread_with_the_next(fake):
+    async def scenario():
+        pool = TokenizerPool(fake, threads=2)
+        slow = asyncio.ensure_future(pool.encode(["long " * 2000, "wait"], Want([8])))
+        await pool.encode(["a"], Want([8]))
+        assert not slow.done()
+        fake.gate.set()
+        await slow
+        pool.close()
+
+    asyncio.run(scenario())
