@@ -33,6 +33,11 @@ function nodes(children) {
   return children.flat(Infinity).filter((child) => child != null && child !== false);
 }
 
+/** A box or a radio with its words behind it. */
+export function choice(input, id, text) {
+  return h("span", { class: "choice" }, input, h("label", { for: id }, text));
+}
+
 let ids = 0;
 
 /** An id that no other element has. */

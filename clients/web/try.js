@@ -1,11 +1,12 @@
 /** One text, or two, for one task or many. The view stays as it was while others are looked at. */
 
 import * as api from "./api.js";
-import { fill, freshId, h } from "./dom.js";
+import { choice, fill, freshId, h } from "./dom.js";
 import { number, plural } from "./format.js";
 import { problem } from "./messages.js";
 import { picker } from "./picker.js";
 import { card } from "./predictions.js";
+import { windowsChoice } from "./windows.js";
 
 const EXAMPLE = "My card was charged twice, who do I call?";
 const CARDS = 60;
@@ -123,57 +124,6 @@ function field(id, text) {
   const area = h("textarea", { id, rows: 2, spellcheck: "false" });
   area.value = text;
   return area;
-}
-
-function choice(box, id, text) {
-  return h("span", { class: "choice" }, box, h("label", { for: id }, text));
-}
-
-/** Whether a long text is read in parts, and how. Pairs have no windows. */
-function windowsChoice() {
-  const [boxId, overlapId, togetherId] = [freshId(), freshId(), freshId()];
-  const box = h("input", { type: "checkbox", id: boxId, onchange: show });
-  const overlap = h("input", {
-    id: overlapId,
-    type: "number",
-    min: "0",
-    max: "32768",
-    value: "32",
-    required: true,
-  });
-  const together = h(
-    "select",
-    { id: togetherId },
-    h("option", { value: "mean" }, "mean: what the whole is about"),
-    h("option", { value: "max" }, "max: whether any part says so"),
-  );
-  const settings = h(
-    "p",
-    { class: "actions start", hidden: true },
-    h("span", { class: "choice" }, h("label", { for: overlapId }, "Tokens shared"), overlap),
-    h("span", { class: "choice" }, h("label", { for: togetherId }, "Together by"), together),
-  );
-  const element = choice(box, boxId, "a long text in windows");
-  const used = () => box.checked && !element.hidden;
-
-  function show() {
-    settings.hidden = !used();
-    overlap.disabled = !used();
-  }
-
-  show();
-  return {
-    element,
-    settings,
-    setPair(isPair) {
-      element.hidden = isPair;
-      show();
-    },
-    wanted: () =>
-      used()
-        ? { windows: { overlap_tokens: Number(overlap.value), aggregation: together.value } }
-        : {},
-  };
 }
 
 function answered(found, asked) {
