@@ -26,8 +26,9 @@ from labelmux_training.settings import TrainerSettings
 
 MAX_TOKENS = 128
 BATCH_ROWS = 32
-#: Few rows are seen more often: as many epochs as make so many steps.
+#: As many epochs as make so many steps; half as many for few rows, which those see 8 times or more.
 STEPS, FEWEST_EPOCHS = 500, 3
+FEW_ROWS, FEW_STEPS = 1000, 250
 #: How often dev is looked at, about, where epochs are many.
 EVALUATIONS = 10
 HEAD_RATE = 1e-3
@@ -54,7 +55,12 @@ class FullSettings:
 
 def epochs_for(rows: int) -> int:
     """How often so many rows are seen."""
-    return max(FEWEST_EPOCHS, math.ceil(STEPS / math.ceil(rows / BATCH_ROWS)))
+    return max(FEWEST_EPOCHS, math.ceil(steps_for(rows) / math.ceil(rows / BATCH_ROWS)))
+
+
+def steps_for(rows: int) -> int:
+    """Steps that so many rows make, at least."""
+    return FEW_STEPS if rows <= FEW_ROWS else STEPS
 
 
 def fit_full(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from full_finetuning import EVALUATIONS, MAX_TOKENS, STEPS, FullSettings, epochs_for, fit_full
+from full_finetuning import EVALUATIONS, MAX_TOKENS, FullSettings, epochs_for, fit_full, steps_for
 from labelmux_adapters.files import Adapter
 from labelmux_encoder.weights import LoadedEncoder, read_checkpoint
 from labelmux_training.data import Dataset
@@ -158,14 +158,11 @@ class _Adapter:
     sizes: Mapping[str, int] = field(default_factory=dict)
 
     def __call__(self, problem: Problem, learning_rate: float, seed: int) -> Outcome:
-        asked: dict[str, Any] = {
-            "learning_rate": learning_rate,
-            "seed": seed,
-            "least_steps": STEPS,
-        }
+        asked: dict[str, Any] = {"learning_rate": learning_rate, "seed": seed}
         if self.method != "ytuning":  # steps as in full fine-tuning, which cost about as much
-            epochs = min(EVALUATIONS, epochs_for(len(problem.train.rows)))
-            asked |= {"epochs": epochs, "patience": 0}
+            rows = len(problem.train.rows)
+            epochs = min(EVALUATIONS, epochs_for(rows))
+            asked |= {"epochs": epochs, "patience": 0, "least_steps": steps_for(rows)}
         return _train(problem, self.method, self.sizes, settings_for(self.method, **asked))
 
 

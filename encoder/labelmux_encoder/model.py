@@ -182,6 +182,12 @@ def cast(tensors: EncoderTensors, dtype: torch.dtype) -> EncoderTensors:
     return cast_tensors
 
 
+def cast_products(layer: LayerTensors, dtype: torch.dtype) -> LayerTensors:
+    """A layer whose products, norms aside, have another dtype."""
+    cast_layer: LayerTensors = _cast(layer, dtype)
+    return replace(cast_layer, attention_norm=layer.attention_norm, ffn_norm=layer.ffn_norm)
+
+
 def _cast(part: Any, dtype: torch.dtype) -> Any:
     if part is None or isinstance(part, Tensor):
         return part if part is None else part.to(dtype)

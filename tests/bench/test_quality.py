@@ -99,8 +99,8 @@ def several(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def few_steps(quality: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("full_finetuning", "quality_methods"):
-        monkeypatch.setattr(sys.modules[name], "STEPS", 120)
+    for name in ("STEPS", "FEW_STEPS"):
+        monkeypatch.setattr(sys.modules["full_finetuning"], name, 120)
 
 
 def line(cell: Any, seed: int = 13, rate: float = 0.0, **figures: float) -> dict[str, Any]:

@@ -15,7 +15,9 @@ import torch
 from labelmux_adapters.canaries import check_canaries
 from labelmux_adapters.files import read_adapter
 from labelmux_adapters.methods import METHODS
-from labelmux_encoder.model import State
+from labelmux_encoder.batch import pack_rows
+from labelmux_encoder.edits import Placed
+from labelmux_encoder.model import State, run_pass
 from labelmux_encoder.weights import LoadedEncoder, read_checkpoint
 from labelmux_training.edited_trainer import (
     AdapterForm,
@@ -359,3 +361,20 @@ def test_few_rows_are_seen_more_often(
     often = settings("ia3", epochs=2, patience=0, least_steps=30)
     fit_edited(form_of("ia3", tiny_encoder), constants, rows(9, 1), rows(9, 2), often, told)
     assert told.steps == 2 * 2 * 8  # two batches a pass: eight passes make 32 steps
+
+
+@pytest.mark.parametrize("method", EDITED)
+def test_weights_rounded_once_give_what_rounding_at_every_step_gives(
+    tiny_encoder: LoadedEncoder, constants: Constants, rows: Rows, method: str
+) -> None:
+    form = form_of(method, tiny_encoder)
+    torch.manual_seed(1)
+    tuned = TunedTensors(form.method, form.sizes, len(LABELS), 0.0)
+    packed = pack_rows(rows(12, 1).rows)
+    placed = [Placed(edit, (0,) * 12) for edit in tuned.edits(tuned.tensors())]
+    with torch.autocast("cpu", torch.bfloat16):
+        each_time, once = (
+            run_pass(constants.config, found.tensors, packed, placed)[-1]
+            for found in (constants, constants.rounded())
+        )
+    assert torch.equal(once, each_time)

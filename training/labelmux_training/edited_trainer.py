@@ -7,7 +7,7 @@ as it was.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +26,7 @@ from labelmux_encoder.batch import PackedRows, pack_rows, unpack
 from labelmux_encoder.config import EncoderConfig
 from labelmux_encoder.edits import Placed
 from labelmux_encoder.frozen import bfloat16_is_faster
-from labelmux_encoder.model import EncoderTensors, State, derive, run_pass
+from labelmux_encoder.model import EncoderTensors, State, cast_products, derive, run_pass
 from labelmux_encoder.tokenizer import TokenRow
 from labelmux_training.features import by_length
 from labelmux_training.kinds import Kind, Logits
@@ -67,6 +67,11 @@ class Constants:
         """From a checkpoint's config and tensors."""
         resident = {name: tensor.to(device) for name, tensor in state.items()}
         return cls(config, derive(config, resident), device)
+
+    def rounded(self) -> Constants:
+        """With products' weights in bfloat16, which a step would otherwise round again."""
+        layers = tuple(cast_products(layer, torch.bfloat16) for layer in self.tensors.layers)
+        return replace(self, tensors=replace(self.tensors, layers=layers))
 
 
 @dataclass(frozen=True)
@@ -124,13 +129,13 @@ class EditedLearner(Learner):
         super().__init__(tuned, train, dev)
         self._tuned = tuned
         self._pooling = form.pooling
-        self._constants = constants
         self._train_rows = train.rows
         self._dev_rows = dev.rows
         self._dropout = settings.dropout
         self._bfloat16 = settings.precision == "bfloat16" or (
             settings.precision == "auto" and bfloat16_is_faster(constants.config, constants.device)
         )
+        self._constants = constants.rounded() if self._bfloat16 else constants
 
     @override
     def logits(self, batch: npt.NDArray[np.int64]) -> Tensor:
