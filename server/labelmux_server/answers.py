@@ -107,26 +107,31 @@ def predictions(
 def _labels(
     manifest: Manifest, answered: Answered, wanted: ClassifyRequest
 ) -> Iterator[dict[str, Any]]:
-    """Labels and scores of each text, best first, and what they mean; all texts at once."""
+    """Labels and scores of each text, best first, and what they mean."""
     how = "mean" if wanted.windows is None else wanted.windows.aggregation
     logits = np.array([aggregate(outcome.logits, how) for _, outcome in answered])  # [texts, K]
-    scores = to_scores(logits, manifest)
-    order = np.argsort(-logits, axis=1, kind="stable").tolist()
-    shown = (logits if wanted.raw_scores else scores).tolist()
-    names = manifest.labels
-    for places, values, verdict in zip(order, shown, _verdicts(manifest, scores), strict=True):
-        labels = [{"label": names[at], "score": values[at]} for at in places[: wanted.top_k]]
-        if manifest.task_kind == "multi_label":
-            yield {"labels": labels, "predicted": [names[at] for at in places if verdict[at]]}
+    scores = to_scores(logits, manifest).tolist()
+    shown = logits.tolist() if wanted.raw_scores else scores
+    names, abstain = manifest.labels, np.float32(manifest.calibration.abstain or 0.0)
+    several = manifest.task_kind == "multi_label"
+    thresholds = thresholds_of(manifest).tolist() if several else ()
+    for ranked, own, values in zip(_ranked(logits), scores, shown, strict=True):
+        labels = [{"label": names[at], "score": values[at]} for at in ranked[: wanted.top_k]]
+        if several:
+            predicted = [names[at] for at in ranked if own[at] >= thresholds[at]]
+            yield {"labels": labels, "predicted": predicted}
         else:
-            yield {"labels": labels, "abstained": verdict}
+            yield {"labels": labels, "abstained": own[ranked[0]] < abstain.item()}
 
 
-def _verdicts(manifest: Manifest, scores: NDArray[np.float32]) -> Any:
-    """Of each text: which labels it has, [texts, K]; or whether the task abstains, [texts]."""
-    if manifest.task_kind == "multi_label":
-        return (scores >= thresholds_of(manifest)).tolist()
-    return (scores.max(axis=1) < (manifest.calibration.abstain or 0.0)).tolist()
+def _ranked(logits: NDArray[np.float32]) -> list[list[int]]:
+    """The places of each text's labels, best first; of equals the first. [texts, K]"""
+    if len(logits) == 1:
+        # numpy would give up Python's lock, and the loop wait for it, ten times as long.
+        (one,) = logits.tolist()
+        return [sorted(range(len(one)), key=one.__getitem__, reverse=True)]
+    places: list[list[int]] = np.argsort(-logits, axis=1, kind="stable").tolist()
+    return places
 
 
 def _spans(manifest: Manifest, answered: Answered) -> Iterator[dict[str, Any]]:

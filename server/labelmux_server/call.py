@@ -82,8 +82,9 @@ class Call:
         tried: list[tuple[str, Trials]] = []
         for name in names:
             try:
-                caller.check_task(parse_name(name)[0])
-                version, trials = registry.route(name)
+                task, number = parse_name(name)
+                caller.check_task(task)
+                version, trials = registry.route(task, number)
                 self._named[name] = version
                 self._parts[name] = [self._part(version, range(len(texts)))]
             except ServerError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from labelmux_server.errors import TaskForbiddenError, WrongScopeError
 from labelmux_server.keys import Rights, Scope
@@ -13,8 +13,7 @@ from labelmux_server.settings import Settings
 ANYONE = "(anyone)"
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """Who sent a request, and what they may have."""
 
     #: None where the server asks for no key.

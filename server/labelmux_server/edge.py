@@ -131,6 +131,10 @@ class Edge:
         direct = (scope["method"], scope["path"]) in self._direct
         route = scope["path"] if direct else getattr(scope.get("route"), "path", _UNMATCHED)
         self._metrics.record_request(route, status, seconds)
+        if span is not None:
+            span.end(route, status, request_id)
+        if not _log.isEnabledFor(logging.INFO):
+            return
         line = {
             "method": scope["method"],
             "route": route,
@@ -139,7 +143,6 @@ class Edge:
             "key": scope["state"]["caller"].key if "caller" in scope["state"] else None,
         }
         if span is not None:
-            span.end(route, status, request_id)
             line["trace_id"] = span.trace_id
         _log.info("%s %s %d %.1f ms", scope["method"], route, status, seconds * 1000, extra=line)
 

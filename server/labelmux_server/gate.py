@@ -169,7 +169,7 @@ class Gate:
         for each in (version, active):
             labelled.check(each)
         # An operator's gate is not held to the rate of the operator's key.
-        caller = replace(caller, rights=replace(caller.rights, tokens_per_minute=0))
+        caller = caller._replace(rights=replace(caller.rights, tokens_per_minute=0))
         said: dict[str, list[Verdict]] = {_pinned(version): [], _pinned(active): []}
         for first in range(0, len(labelled.texts), _TEXTS_PER_CALL):
             texts = labelled.texts[first : first + _TEXTS_PER_CALL]

@@ -47,7 +47,7 @@ class Rights:
 
     def covers(self, task: str) -> bool:
         """Whether the key opens the task of this name."""
-        return any(fnmatchcase(task, pattern) for pattern in self.tasks)
+        return self.tasks == EVERY_TASK or any(fnmatchcase(task, each) for each in self.tasks)
 
 
 EVERY_RIGHT = Rights(frozenset(SCOPES))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from typing import NamedTuple
 
 from prometheus_client import (
@@ -57,24 +56,22 @@ class Metrics:
         self.tasks = TaskMetrics(max_tasks)
         registry.register(self.batches)
         registry.register(self.tasks)
-        requests = self._counter("requests", "Requests answered.", "route", "status")
-        duration = self._histogram(
-            "request_duration_seconds", "From a request's first byte to its answer.", "route"
+        self._requests = _Counts("requests", "Requests answered.", ("route", "status"))
+        self._duration = _Tallies(
+            "request_duration_seconds", "From a request's first byte to its answer.", ("route",)
         )
-        self._requests = cache(lambda route, status: requests.labels(route, str(status)))
-        self._duration = cache(duration.labels)
-        self._tokenise = _Single(
-            "labelmux_tokenise_duration_seconds",
+        self._tokenise = _Tallies(
+            "tokenise_duration_seconds",
             "From a call's texts to their tokens, the wait for a tokeniser included.",
         )
-        registry.register(self._tokenise)
         self._rejected = self._counter("rejected", "Requests refused, by error code.", "code")
         self._changes = self._counter("task_changes", "Changes to tasks.", "action")
-        use = {
-            unit: self._counter(f"key_{unit}", f"What each key used: {unit}.", "key")
+        self._key_use = {
+            unit: _Counts(f"key_{unit}", f"What each key used: {unit}.", ("key",))
             for unit in ("requests", "tokens")
         }
-        self._key_use = cache(lambda unit, key: use[unit].labels(key))
+        for ours in (self._requests, self._duration, self._tokenise, *self._key_use.values()):
+            registry.register(ours)
         self._key_limited = self._counter(
             "key_limited",
             "Requests refused since the key was used too fast, by what was short.",
@@ -119,17 +116,17 @@ class Metrics:
         self._evictions.inc()
 
     def record_request(self, route: str, status: int, seconds: float) -> None:
-        """A request was answered."""
-        self._requests(route, status).inc()
-        self._duration(route).observe(seconds)
+        """A request was answered. On the event loop."""
+        self._requests.add((route, str(status)))
+        self._duration.observe((route,), seconds)
 
     def record_tokenise(self, seconds: float) -> None:
         """A call's texts were tokenised. On the event loop."""
-        self._tokenise.tally.observe(seconds)
+        self._tokenise.observe((), seconds)
 
     def record_use(self, key: str, unit: str, amount: int) -> None:
-        """A key was used."""
-        self._key_use(unit, key).inc(amount)
+        """A key was used. On the event loop."""
+        self._key_use[unit].add((key,), amount)
 
     def record_limited(self, key: str, unit: str) -> None:
         """A key was used too fast."""
@@ -167,13 +164,46 @@ class _Readings(Collector):
             yield family(f"labelmux_{reading.name}", reading.text, float(reading.read()))
 
 
-class _Single(Collector):
-    """A tally under a name."""
+class _Counts(Collector):
+    """Counts by the values of labels; one thread counts, any may read."""
 
-    def __init__(self, name: str, text: str) -> None:
-        self.tally = Tally(SECONDS)
-        self._name, self._text = name, text
+    def __init__(self, name: str, text: str, labels: Sequence[str]) -> None:
+        self._about = f"labelmux_{name}", text
+        self._labels = labels
+        self._counts: dict[tuple[str, ...], int] = {}
+
+    def add(self, values: tuple[str, ...], amount: int = 1) -> None:
+        """Count so much under these labels."""
+        self._counts[values] = self._counts.get(values, 0) + amount
 
     def collect(self) -> Iterator[Metric]:
-        """The tally as it is now."""
-        yield HistogramMetricFamily(self._name, self._text, self.tally.buckets(), self.tally.total)
+        """The counts as they are now."""
+        family = CounterMetricFamily(*self._about, labels=self._labels)
+        for values, count in self._counts.copy().items():
+            family.add_metric(values, count)
+        yield family
+
+
+class _Tallies(Collector):
+    """Seconds by the values of labels; one thread observes, any may read."""
+
+    def __init__(self, name: str, text: str, labels: Sequence[str] = ()) -> None:
+        self._about = f"labelmux_{name}", text
+        self._labels = labels
+        self._tallies: dict[tuple[str, ...], Tally] = {}
+        if not labels:
+            self._tallies[()] = Tally(SECONDS)
+
+    def observe(self, values: tuple[str, ...], seconds: float) -> None:
+        """Something under these labels took so long."""
+        tally = self._tallies.get(values)
+        if tally is None:
+            tally = self._tallies[values] = Tally(SECONDS)
+        tally.observe(seconds)
+
+    def collect(self) -> Iterator[Metric]:
+        """The tallies as they are now."""
+        family = HistogramMetricFamily(*self._about, labels=self._labels)
+        for values, tally in self._tallies.copy().items():
+            family.add_metric(values, tally.buckets(), tally.total)
+        yield family

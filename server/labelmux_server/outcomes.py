@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from labelmux_encoder.tokenizer import TokenRow
 from labelmux_server.errors import ServerError
 from labelmux_server.registry import Version
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """One text for one task: what was read and the logits, or why there are none."""
 
     #: The version that answers: the active one, the one that was named, or a canary.
@@ -32,8 +30,7 @@ class Outcome:
         return cls(version, rows, answers[first : first + len(rows)], rows[0].truncated)
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(NamedTuple):
     """One task's part of a call: an outcome per text, or why it has none."""
 
     name: str
@@ -43,8 +40,7 @@ class Column:
     outcomes: Sequence[Outcome] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Classified:
+class Classified(NamedTuple):
     """A whole call."""
 
     columns: Sequence[Column]
@@ -54,8 +50,7 @@ class Classified:
     stages: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(NamedTuple):
     """How the texts of a call may be read."""
 
     #: False: a text that is longer than a task reads is an error.

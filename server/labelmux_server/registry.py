@@ -63,15 +63,14 @@ class Registry:
         """
         return self.get(*parse_name(name))
 
-    def route(self, name: str) -> tuple[Version, Trials]:
-        """The version that ``name`` means now, and what runs beside it.
+    def route(self, task: str, number: int | None = None) -> tuple[Version, Trials]:
+        """One version of a task, by default the active one, and what runs beside it.
 
-        That is nothing where the name pins a version.
+        That is nothing where a version is named.
 
         Raises:
             TaskNotFoundError, VersionNotFoundError
         """
-        task, number = parse_name(name)
         with self._lock:
             version = self._find(task, number)
             return version, self._tasks[task].trials if number is None else NO_TRIALS
@@ -188,7 +187,7 @@ class Registry:
 
 def parse_name(name: str) -> tuple[str, int | None]:
     """``task`` or ``task@3`` as task and version number."""
-    pinned = _PINNED.fullmatch(name)
+    pinned = _PINNED.fullmatch(name) if "@" in name else None
     return (pinned[1], int(pinned[2])) if pinned else (name, None)
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import uvicorn
+import uvloop
 from fastapi import FastAPI
 
 from labelmux_encoder.weights import load_encoder
@@ -70,7 +71,7 @@ def serve(settings: Settings, announce: Announce | None = None) -> None:
             settings, load_encoder(settings.encoder, device=settings.device, dtype=settings.dtype)
         )
         server = _Server(app, settings, _url(settings, bound), announce or (lambda _: None))
-        asyncio.run(_run(app, server, bound))
+        uvloop.run(_run(app, server, bound))
 
 
 async def _run(app: FastAPI, server: _Server, bound: socket.socket) -> None:
@@ -163,9 +164,7 @@ def _allow_many_connections() -> None:
 def _bound(settings: Settings) -> Iterator[socket.socket]:
     """A socket that is bound but refuses connections until the app is ready."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    # With the protocol named, asyncio sets TCP_NODELAY on what it accepts. Without it, an answer's
-    # second packet waits 40 ms for the caller's delayed acknowledgement.
-    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as bound:
+    with socket.socket(family, socket.SOCK_STREAM) as bound:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             bound.bind((settings.host, settings.port))

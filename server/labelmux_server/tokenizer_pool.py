@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 from labelmux_encoder.tokenizer import TextInput, Tokenizer, TokenRow
 
@@ -21,8 +20,7 @@ _SHARE_CHARS = 4096
 _CHARS_OF_A_TOKEN = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Want:
+class Want(NamedTuple):
     """What a call needs of its texts' tokens."""
 
     #: Rows have at most so many tokens; each limit has rows of its own.
@@ -33,8 +31,7 @@ class Want:
     offsets: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
+class _Job(NamedTuple):
     texts: Sequence[TextInput]
     want: Want
     done: asyncio.Future[Encoded]

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+import uvloop
 
 from labelmux_server import logs
 from labelmux_server.__main__ import main
@@ -202,4 +203,4 @@ def test_answers_leave_at_once_and_do_not_wait_for_an_acknowledgement():
                 await caller.wait_closed()
         return option
 
-    assert asyncio.run(accepted_option()) == 1
+    assert uvloop.run(accepted_option()) == 1
