@@ -137,9 +137,13 @@ class Workbench:
         """Our server with these adapters; the first is what is checked."""
         self._states += 1
         task, data = next(iter(adapters.items()))
+        # What is fastest may change from process to process, and canaries know one precision.
+        dtype = str((loaded or self.loaded).encoder.dtype).removeprefix("torch.")
         return Target(
             serve_labelmux(
-                self.folder / f"state-{self._states}", "--no-demo", *flags, encoder=encoder
+                self.folder / f"state-{self._states}",
+                *("--no-demo", "--dtype", dtype, *flags),
+                encoder=encoder,
             ),
             fields,
             read_labelmux,
