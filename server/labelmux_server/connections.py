@@ -9,13 +9,48 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from labelmux_server.answers import json_answer
 from labelmux_server.errors import HeadTooLargeError
 from labelmux_server.statuses import answer_for, error_part
+
+
+class Joined:
+    """A transport on which two writes in one turn of the loop are one packet.
+
+    uvicorn writes a head and a body apart, and uvloop sends each at once: a system call here and
+    one at the caller's for each.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._held = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send ``data`` with what is held; hold it for the rest of the turn if nothing is."""
+        if self._held:
+            data, self._held = self._held + data, b""
+            self._transport.write(data)
+        elif data:
+            self._held = data
+            self._loop.call_soon(self._flush)
+
+    def close(self) -> None:
+        """Send what is held, then close."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._held:
+            data, self._held = self._held, b""
+            self._transport.write(data)
 
 
 class Connection(HttpToolsProtocol):
@@ -43,6 +78,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A caller is there, who should say something."""
         super().connection_made(transport)
+        self.transport = cast("asyncio.Transport", Joined(transport, self.loop))
         self._await_caller()
 
     def connection_lost(self, exc: Exception | None) -> None:
