@@ -17,6 +17,7 @@ import torch
 
 from labelmux_adapters.bank import Bank, Slot
 from labelmux_adapters.files import Adapter
+from labelmux_adapters.kinds import TaskKind
 from labelmux_adapters.ytuning import YTuning, YTuningSizes, to_tensors
 from labelmux_encoder.batch import PackedRows, pack_rows
 from labelmux_encoder.frozen import Dtype
@@ -56,10 +57,13 @@ class Manifest(NamedTuple):
 
     sizes: dict[str, int]
     labels: tuple[str, ...]
+    method: str = "ytuning"
+    task_kind: TaskKind = "single_label"
 
 
-def main() -> None:
-    arguments = _arguments()
+def main(given: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    arguments = _arguments(given)
     torch.set_num_threads(arguments.threads)
     loaded = load_encoder("bundled", device="cpu", dtype=arguments.dtype)
     dtype = loaded.encoder.dtype
@@ -164,13 +168,13 @@ def _adapter(loaded: LoadedEncoder, labels: int, seed: int) -> Adapter:
     return Adapter(manifest, to_tensors(module), f"sha256:{seed:064x}")  # type: ignore[arg-type]
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="JSON of what was measured")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument("--dtype", choices=get_args(Dtype), default="auto")
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 if __name__ == "__main__":
