@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from starlette.types import Message, Receive
 
 from labelmux_server.errors import (
     BodyStalledError,
@@ -145,6 +146,18 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Re
             watching.cancel()
 
 
+async def next_message(receive: Receive) -> Message:
+    """The next part of a body, once it is there.
+
+    Raises:
+        CallerGoneError: nobody sends one any more.
+    """
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise CallerGoneError
+    return message
+
+
 async def _read(request: Request, limit_bytes: int, too_large: ServerError) -> bytes:
     stated = request.headers.get("content-length", "")
     if stated.isdigit() and int(stated) > limit_bytes:
@@ -155,9 +168,7 @@ async def _read(request: Request, limit_bytes: int, too_large: ServerError) -> b
     try:
         with timers.limit(stall_s) as limit:
             while more:
-                message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise CallerGoneError
+                message = await next_message(request.receive)
                 data += message.get("body", b"")
                 more = message.get("more_body", False)
                 if len(data) > limit_bytes:

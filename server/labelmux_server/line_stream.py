@@ -15,7 +15,7 @@ import orjson
 from fastapi import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from labelmux_server.bodies import LINES_TYPES
+from labelmux_server.bodies import LINES_TYPES, next_message
 from labelmux_server.caller import Caller
 from labelmux_server.classification import answer
 from labelmux_server.errors import (
@@ -94,7 +94,7 @@ class LineStream(Response):
         while more:
             try:
                 async with asyncio.timeout(self._stall_s):
-                    message = await _message(receive)
+                    message = await next_message(receive)
             except TimeoutError:
                 self._cut = BodyStalledError(self._stall_s, progress_bytes=1)
                 break
@@ -108,7 +108,7 @@ class LineStream(Response):
                 break
         asked.put_nowait(None)
         while True:
-            await _message(receive)
+            await next_message(receive)
 
     async def _write(self, send: Send, asked: asyncio.Queue[_Asked | None]) -> None:
         """Every part's answers, in order."""
@@ -221,13 +221,6 @@ class _Questions:
         except OverloadedError:
             return _PAUSE_S
         return min(self._closed_until_s - time.monotonic(), _PAUSE_S)
-
-
-async def _message(receive: Receive) -> Message:
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise CallerGoneError
-    return message
 
 
 def _line(number: int | None, answer: dict[str, Any]) -> bytes:
