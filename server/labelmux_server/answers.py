@@ -112,7 +112,8 @@ def _labels(
     logits = np.array([aggregate(outcome.logits, how) for _, outcome in answered])  # [texts, K]
     scores = to_scores(logits, manifest).tolist()
     shown = logits.tolist() if wanted.raw_scores else scores
-    names, abstain = manifest.labels, np.float32(manifest.calibration.abstain or 0.0)
+    # Rounded as the scores are, so that one at the threshold does not fall below it.
+    names, abstain = manifest.labels, np.float32(manifest.calibration.abstain or 0.0).item()
     several = manifest.task_kind == "multi_label"
     thresholds = thresholds_of(manifest).tolist() if several else ()
     for ranked, own, values in zip(_ranked(logits), scores, shown, strict=True):
@@ -121,7 +122,7 @@ def _labels(
             predicted = [names[at] for at in ranked if own[at] >= thresholds[at]]
             yield {"labels": labels, "predicted": predicted}
         else:
-            yield {"labels": labels, "abstained": own[ranked[0]] < abstain.item()}
+            yield {"labels": labels, "abstained": own[ranked[0]] < abstain}
 
 
 def _ranked(logits: NDArray[np.float32]) -> list[list[int]]:
