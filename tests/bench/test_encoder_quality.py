@@ -13,17 +13,12 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
 SUBJECTS = {"film": ("camera", "actor"), "food": ("soup", "bread"), "travel": ("train", "hotel")}
 
 
 @pytest.fixture(scope="module")
 def quality() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "bench"))
-    try:
-        return importlib.import_module("encoder_quality")
-    finally:
-        sys.path.remove(str(ROOT / "bench"))
+    return importlib.import_module("encoder_quality")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -13,14 +12,10 @@ import pytest
 from labelmux_adapters.methods import METHODS
 from labelmux_encoder.weights import LoadedEncoder
 
-BENCH = str(Path(__file__).parents[2] / "bench")
-
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[ModuleType]:
-    sys.path.insert(0, BENCH)
-    yield importlib.import_module("methods")
-    sys.path.remove(BENCH)
+def bench() -> ModuleType:
+    return importlib.import_module("methods")
 
 
 def test_every_method_that_changes_the_pass_is_measured(bench: ModuleType) -> None:

@@ -6,7 +6,6 @@ import gzip
 import importlib
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,13 +15,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 SUBJECTS = {"film": ("camera", "actor"), "food": ("soup", "bread"), "travel": ("train", "hotel")}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def bench_on_path() -> Iterator[None]:
-    sys.path.insert(0, str(ROOT / "bench"))
-    yield
-    sys.path.remove(str(ROOT / "bench"))
 
 
 @pytest.fixture(scope="module")

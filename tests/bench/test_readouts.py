@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-BENCH = str(Path(__file__).parents[2] / "bench")
-
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[ModuleType]:
-    sys.path.insert(0, BENCH)
-    yield importlib.import_module("readouts")
-    sys.path.remove(BENCH)
+def bench() -> ModuleType:
+    return importlib.import_module("readouts")
 
 
 def test_label_counts_run_from_the_fewest_to_the_most_in_even_ratios(bench: ModuleType) -> None:

@@ -6,8 +6,6 @@ import asyncio
 import importlib
 import json
 import math
-import sys
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -16,13 +14,6 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-@pytest.fixture(scope="module", autouse=True)
-def bench_on_path() -> Iterator[None]:
-    sys.path.insert(0, str(ROOT / "bench"))
-    yield
-    sys.path.remove(str(ROOT / "bench"))
 
 
 @pytest.fixture(scope="module")
