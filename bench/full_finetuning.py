@@ -76,6 +76,7 @@ def fit_full(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         fit = FullFit(loaded, state, labels, kind, settings)
+        fit.head.bias.data.copy_(kind.start_logits(train[1], len(labels)))
         _Run(fit, train, settings).run(dev)
     return fit
 

@@ -246,7 +246,7 @@ def test_what_is_answered_is_right_as_often_as_asked() -> None:
 
 
 def trained(
-    folder: Path, rows: list[dict[str, object]], encoder: LoadedEncoder, **options: object
+    folder: Path, rows: list[dict[str, object]], loaded: LoadedEncoder, **options: object
 ) -> TrainResult:
     folder.mkdir(exist_ok=True)
     path = folder / "rows.jsonl"
@@ -258,11 +258,9 @@ def trained(
         test=path,
         out=folder / "t.safetensors",
         cache_dir=folder / "cache",
-        settings=SETTINGS,
-        sizes={"width": 16},
-        **options,  # type: ignore[arg-type]
+        **{"settings": SETTINGS, "sizes": {"width": 16}, **options},  # type: ignore[arg-type]
     )
-    return train(asked, encoder)
+    return train(asked, loaded)
 
 
 @pytest.fixture(scope="module")
@@ -353,6 +351,40 @@ def test_class_means_are_over_what_has_the_label(
                     sums[label] += mixed.mean(0)
                     counts[label] += 1
         assert torch.allclose(found, sums / counts, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [tagged, several])
+def test_no_constant_answer_is_better_than_the_start(
+    make: Callable[[int, int], list[object]], tiny_encoder: LoadedEncoder, write: Write
+) -> None:
+    dataset = read_rows(write("a.jsonl", *make(200, 3)))
+    labels = choose_labels(dataset)
+    kind = KINDS[dataset.kind]
+    gold = kind.gold(dataset, labels, tiny_encoder.tokenizer, 64)
+    rows, start = range(len(dataset.rows)), kind.start_logits(gold, len(labels))
+
+    def loss(answer: torch.Tensor) -> float:
+        shape = (len(rows), 64, len(labels)) if kind.name == "token" else (len(rows), len(labels))
+        return float(kind.loss(answer.expand(shape), gold, rows, SETTINGS))
+
+    least = loss(start)
+    torch.manual_seed(4)
+    for _ in range(20):
+        assert loss(start + 0.3 * torch.randn(len(labels))) > least
+    assert loss(torch.zeros(len(labels))) > least
+
+
+def test_the_head_of_a_method_that_changes_the_pass_starts_there(
+    tiny_encoder: LoadedEncoder, tiny_encoder_folder: Path, tmp_path: Path
+) -> None:
+    rows = several(60, 1)
+    still = TrainerSettings(epochs=1, learning_rate=1e-9, precision="float32")
+    asked = {"encoder": str(tiny_encoder_folder), "method": "pasta", "sizes": {}}
+    result = trained(tmp_path, rows, tiny_encoder, **asked, settings=still)
+    found = result.adapter.tensors["head.bias"].float()
+    flags = [[name in str(row["labels"]) for name in ("meal", "place")] for row in rows]
+    shares = np.mean(flags, axis=0, dtype=np.float32)
+    assert torch.allclose(found.sigmoid(), torch.from_numpy(shares), atol=0.02)
 
 
 def test_abstaining_is_for_single_labels(tiny_encoder: LoadedEncoder, tmp_path: Path) -> None:

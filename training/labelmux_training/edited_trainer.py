@@ -110,6 +110,7 @@ def fit_edited(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         tuned = TunedTensors(form.method, form.sizes, len(form.labels), settings.dropout)
+        tuned.start_at(train.kind.start_logits(train.gold, len(form.labels)))
         learner = EditedLearner(tuned.to(device), form, constants, train, dev, settings)
         return Loop(learner, form.labels, settings, progress or NoProgress(), checkpoint).run()
 

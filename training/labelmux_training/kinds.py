@@ -87,6 +87,14 @@ class Kind(ABC):
         """Of a batch: the module's logits and the rows that they are of."""
 
     @abstractmethod
+    def start_logits(self, gold: Any, labels: int) -> Tensor:
+        """What a head answers before it has learned anything. [K]
+
+        Where most labels are rare, steps from zero first drive all logits down together, and what
+        lies beneath the head with them, until it no longer tells rows apart.
+        """
+
+    @abstractmethod
     def dev_loss(self, gold: Any, logits: Any) -> float:
         """What decides between epochs of equal score."""
 
@@ -128,6 +136,11 @@ class SingleLabel(Kind):
         if settings.loss == "margin":
             return margin_loss(logits, wanted, settings.margin)
         return functional.cross_entropy(logits, wanted, label_smoothing=settings.label_smoothing)
+
+    @override
+    def start_logits(self, gold: Ids, labels: int) -> Tensor:
+        """Zeros: labels of whole texts are seldom rare."""
+        return torch.zeros(labels)
 
     @override
     def dev_loss(self, gold: Ids, logits: Logits) -> float:
@@ -175,6 +188,12 @@ class MultiLabel(Kind):
         wanted = torch.from_numpy(gold[np.asarray(rows)]).to(logits.dtype)
         found = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
         return found.sum(1).mean()
+
+    @override
+    def start_logits(self, gold: Flags, labels: int) -> Tensor:
+        """The labels' log odds."""
+        flags = torch.from_numpy(gold).float()
+        return torch.logit((flags.sum(0) + 1) / (len(flags) + 2))
 
     @override
     def dev_loss(self, gold: Flags, logits: Logits) -> float:
@@ -270,6 +289,12 @@ class Tokens(Kind):
             ignore_index=_NO_TAG,
             label_smoothing=settings.label_smoothing,
         )
+
+    @override
+    def start_logits(self, gold: WordTags, labels: int) -> Tensor:
+        """The tags' log shares of the words."""
+        counts = torch.from_numpy(np.bincount(np.concatenate(gold.tags), minlength=labels)) + 1.0
+        return (counts / counts.sum()).log()
 
     @override
     def dev_loss(self, gold: WordTags, logits: Sequence[Logits]) -> float:

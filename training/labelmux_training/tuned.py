@@ -49,6 +49,11 @@ class TunedTensors(nn.Module):
             }
         )
 
+    @torch.no_grad()
+    def start_at(self, logits: Tensor) -> None:
+        """Set what the head adds for each label. [K]"""
+        self.get_parameter(_registered("head.bias")).copy_(logits)
+
     def tensors(self) -> dict[str, Tensor]:
         """The adapter's tensors by name, differentiable."""
         found = {name: self.get_parameter(_registered(name)) for name in self._names}
