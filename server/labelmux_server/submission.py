@@ -153,6 +153,12 @@ class Batch:
             {submission.rows[place].slot for row in self.rows for submission, place in row.readers}
         )
 
+    @property
+    def shared(self) -> bool:
+        """Whether several requests are in it."""
+        first = self.rows[0].readers[0][0] if self.rows else None
+        return any(submission is not first for row in self.rows for submission, _ in row.readers)
+
     def halves(self) -> tuple[Batch, Batch]:
         """The same in two batches."""
         half = len(self.rows) // 2
