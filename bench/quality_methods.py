@@ -217,7 +217,7 @@ METHODS: Mapping[str, Method] = {
     "ytuning": Method("Y-Tuning", (5e-4, 1e-3), _Adapter("ytuning")),
     "probe": Method("linear probe", (), _probe),
     "best-layer": Method("probe of the best layer", (), _best_layer),
-    "pasta": Method("PASTA", (3e-3, 1e-2), _Adapter("pasta")),
+    "pasta": Method("PASTA", (1e-2, 3e-2, 3e-3), _Adapter("pasta")),
     "unipelt-apl": Method("UniPELT APL", (1e-3, 3e-3), _Adapter("unipelt")),
     "unipelt-ap": Method("UniPELT AP", (1e-3, 3e-3), _Adapter("unipelt", {"rank": 0})),
     "lora": Method("LoRA", (1e-3, 3e-3), _Adapter("lora")),
