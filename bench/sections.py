@@ -19,6 +19,10 @@ _ONE, _MANY = 1, 32
 _BUSY = 64
 #: Texts that may be under way in the short form.
 _SHORT_QUEUE = 256
+#: Loads that keep our server busy: with fewer clients all of them wait for one batch, and the
+#: encoder for them in turn. Peers are busy with ``_BUSY`` texts; more only take long to drain.
+_SATURATING = (Shape(256, _ONE), Shape(48, _MANY))
+_SATURATING_BASE_SIZE = (Shape(128, _ONE), Shape(16, _MANY))
 #: Tasks of a text, adapters of a mixed batch.
 TASKS, ADAPTERS = 8, 32
 
@@ -38,6 +42,8 @@ def one_task(bench: Workbench) -> None:
             for found in ready
             if bench.plan.full or _in_short(found.target.name, shape)
         ]
+        own = next((found for found in ready if found.target.name == LABELMUX), None)
+        plans += [bench.load(section, own, shape) for shape in _SATURATING if own]
         plans += _in_process(bench, section, bench.loaded, bench.plan.cell_s)
         interleave(plans, bench.plan.repeats)
     cells = _of(bench, section)
@@ -104,8 +110,8 @@ def base_size(bench: Workbench) -> None:
     with bench.serving(ours) as ready:
         plans: list[Measurement] = []
         for found in ready:
-            plans += [bench.load(section, found, Shape(64, _ONE), seconds)]
-            plans += [bench.load(section, found, Shape(_clients(bench), _MANY), seconds)]
+            for shape in (Shape(64, _ONE), Shape(8, _MANY), *_SATURATING_BASE_SIZE):
+                plans += [bench.load(section, found, shape, seconds)]
         plans += _in_process(bench, section, loaded, seconds)[: len(BATCHES)]
         interleave(plans, bench.plan.long_repeats)
     _own_cost(bench, _of(bench, section), {_ONE: 0.9, _MANY: 0.9}, "base size, ")

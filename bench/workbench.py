@@ -65,7 +65,7 @@ class Plan:
         return -(-self.repeats // 2)
 
 
-SHORT = Plan(False, repeats=3, cell_s=1.0, warm_up_s=0.5, open_s=4.0, swap_s=4.0, base_s=2.0)
+SHORT = Plan(False, repeats=3, cell_s=1.5, warm_up_s=0.5, open_s=4.0, swap_s=4.0, base_s=4.0)
 FULL = Plan(True, repeats=5, cell_s=5.0, warm_up_s=2.0, open_s=20.0, swap_s=60.0, base_s=15.0)
 
 
