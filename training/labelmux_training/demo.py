@@ -69,8 +69,8 @@ DEMOS = (
         "names",
         "wnut17",
         "which people, places, groups and works a text names",
-        "ytuning",
-        {"learning_rate": 1e-3, "epochs": 20, "patience": 8},
+        "unipelt",
+        {"epochs": 8},
     ),
 )
 
