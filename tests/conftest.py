@@ -204,7 +204,9 @@ class ServerProcess:
         self.process = subprocess.Popen(
             [
                 *(sys.executable, *program, "--port", "0", "--no-demo"),
-                *("--state-dir", str(self.state_dir), "--encoder", str(encoder), *flags),
+                *("--state-dir", str(self.state_dir), "--encoder", str(encoder)),
+                # What is faster may change under load; random adapters know one precision.
+                *("--dtype", "float32", *flags),
             ],
             stdout=subprocess.PIPE,
             stderr=self._log,
