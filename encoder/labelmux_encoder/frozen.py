@@ -7,6 +7,7 @@ pass nor a dtype is taken on faith: it must first give, on trial rows, the featu
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from typing import Literal, Protocol
@@ -183,18 +184,16 @@ def bfloat16_is_faster(config: EncoderConfig, device: torch.device) -> bool:
     """Whether products of this encoder's shape are worth rounding on this device."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    dtypes = (torch.float32, torch.bfloat16)
-    factors = [
-        (
-            torch.ones(256, config.hidden_size, dtype=dtype),
-            torch.ones(config.hidden_size, 4 * config.hidden_size, dtype=dtype),
-        )
-        for dtype in dtypes
-    ]
-    # By turns, so that a busy moment of the machine is one of both.
-    turns = [[_time_product(left, right) for left, right in factors] for _ in range(16)]
-    exact_s, short_s = map(min, zip(*turns, strict=True))
-    return bool(exact_s > _WORTHWHILE * short_s)
+    shapes = (256, config.hidden_size), (config.hidden_size, 4 * config.hidden_size)
+    factors = {
+        dtype: [torch.ones(shape, dtype=dtype) for shape in shapes]
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    seconds = dict.fromkeys(factors, math.inf)
+    for _ in range(16):  # by turns, so that a busy moment of the machine is one of both
+        for dtype, (left, right) in factors.items():
+            seconds[dtype] = min(seconds[dtype], _time_product(left, right))
+    return seconds[torch.float32] > _WORTHWHILE * seconds[torch.bfloat16]
 
 
 def _time_product(left: Tensor, right: Tensor) -> float:
