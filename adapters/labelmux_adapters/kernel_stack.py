@@ -43,9 +43,8 @@ class KernelStack(YTuningStack):
         """Logits of each (text, slot), in their order. Each [K of that slot]"""
         order = np.argsort(slots, kind="stable")
         distinct, firsts = np.unique(slots[order], return_index=True)
-        found = torch.empty(len(rows), self._shape.label_capacity)
         third = "values" if self._shape.absorbs_keys else "keys_values"
-        torch.ops.labelmux.ytuning_readout(
+        found = torch.ops.labelmux.ytuning_readout(
             batch.features_in(self._dtype),
             batch.statistics,
             batch.starts,
@@ -57,7 +56,6 @@ class KernelStack(YTuningStack):
             rows[order].tolist(),
             self._shape.sizes.heads,
             self._shape.absorbs_keys,
-            found,
         )
         logits = np.empty(found.shape, np.float32)
         logits[order] = found.numpy()

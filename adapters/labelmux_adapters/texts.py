@@ -27,6 +27,8 @@ class TextBatch:
 
     def features_in(self, dtype: torch.dtype) -> Tensor:
         """The features, contiguous, in this dtype."""
+        if dtype == self.features.dtype and self.features.is_contiguous():
+            return self.features
         if dtype not in self._cast:
             self._cast[dtype] = self.features.to(dtype).contiguous()
         return self._cast[dtype]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,11 +27,16 @@ class PackedRows(NamedTuple):
 def pack_rows(rows: Sequence[TokenRow]) -> PackedRows:
     """The batch of ``rows``, in their order."""
     return PackedRows(
-        torch.tensor(list(chain.from_iterable(row.token_ids for row in rows)), dtype=torch.int64),
-        torch.tensor(list(chain.from_iterable(row.type_ids for row in rows)), dtype=torch.int64),
+        _packed(row.token_ids for row in rows),
+        _packed(row.type_ids for row in rows),
         tuple(len(row.token_ids) for row in rows),
         tuple(row.special for row in rows),
     )
+
+
+def _packed(values: Iterable[Sequence[int]]) -> Tensor:
+    # torch.tensor would let go of the interpreter's lock and wait for it.
+    return torch.from_numpy(np.fromiter(chain.from_iterable(values), np.int64))
 
 
 def unpack(packed: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -9,11 +9,11 @@ sizes, because the products compile code for every new one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from labelmux_encoder import kernels
 from labelmux_encoder.batch import PackedRows
@@ -21,13 +21,13 @@ from labelmux_encoder.config import EncoderConfig
 from labelmux_encoder.edits import Edit, Placed
 from labelmux_encoder.errors import InputTooLongError
 from labelmux_encoder.kernel_edits import KernelEdits, lay_out
-from labelmux_encoder.model import Affine, EncoderTensors, LayerTensors, embed
+from labelmux_encoder.model import Affine, EncoderTensors, LayerTensors
 
 #: Most tokens that pass through the layers together, unless one row has more: their intermediate
 #: results stay in the cache.
 CHUNK_TOKENS = 1024
 #: A thread with fewer tokens of its own would spend its time on reading the weights.
-_LEAST_SHARE_TOKENS = 96
+LEAST_SHARE_TOKENS = 96
 #: A division is worth it if the largest share is at most this many times the mean.
 _MOST_UNEVEN = 1.3
 #: Activations that the matrix product applies itself, with its name for them.
@@ -64,7 +64,7 @@ class Chunks(NamedTuple):
 def divide(lengths: Sequence[int], threads: int) -> Chunks:
     """A share for each thread where there is enough for all, else chunks that fit the cache."""
     tokens = sum(lengths)
-    if threads > 1 and tokens >= threads * _LEAST_SHARE_TOKENS:
+    if threads > 1 and tokens >= threads * LEAST_SHARE_TOKENS:
         rounds = -(-tokens // (threads * CHUNK_TOKENS))
         shares = _cut(lengths, tokens / (threads * rounds))
         even = max(shares.tokens) * threads * rounds <= _MOST_UNEVEN * tokens
@@ -94,8 +94,7 @@ class CpuPass:
     def __init__(self, config: EncoderConfig, tensors: EncoderTensors, dtype: torch.dtype) -> None:
         self._config = config
         self._dtype = dtype
-        #: Without the layers, whose weights are held once, as constants.
-        self._embedding = replace(tensors, layers=(), relative=None)
+        self._embedding = _embedding_constants(tensors)
         relative = kernels.widen(tensors.relative, dtype)
         self._relative = torch.empty(0, 0, dtype=dtype) if relative is None else relative
         self._centre = 0
@@ -121,11 +120,10 @@ class CpuPass:
         if max(rows.lengths) > config.max_tokens:
             raise InputTooLongError(max(rows.lengths), config.max_tokens)
         chunks = divide(rows.lengths, torch.get_num_threads())
-        states = torch.empty(
-            config.num_layers + 1, sum(rows.lengths), config.hidden_size, dtype=self._dtype
-        )
-        states[0] = embed(config, self._embedding, rows)
-        torch.ops.labelmux.layers(
+        states: Tensor = torch.ops.labelmux.encode(
+            self._embedding,
+            rows.token_ids,
+            rows.type_ids,
             self._constants,
             self._relative,
             rows.lengths,
@@ -137,7 +135,6 @@ class CpuPass:
             config.layer_norm_eps,
             *_FUSED_ACTIVATIONS[config.hidden_act],
             *KernelEdits.of(edits, rows),
-            states,
         )
         return states
 
@@ -163,6 +160,16 @@ class CpuPass:
         weight = affine.weight.to(self._dtype).contiguous()
         packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, CHUNK_TOKENS)
         return packed, affine.bias.to(self._dtype)
+
+
+def _embedding_constants(tensors: EncoderTensors) -> list[Tensor]:
+    """In the order of ``Embedding`` in ``kernels.cpp``. Projections are linear: the tables' own."""
+    proj, nothing = tensors.embed_proj, torch.empty(0)
+    tables = [tensors.words, tensors.positions, tensors.types]
+    if proj is not None:
+        tables = [table if table is None else functional.linear(table, proj) for table in tables]
+    found = [nothing if table is None else table.float().contiguous() for table in tables]
+    return [*found, *_norm(tensors.embed_norm)]
 
 
 def _norm(affine: Affine) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -163,6 +164,30 @@ def test_shares_and_chunks_give_the_same_features() -> None:
     finally:
         torch.set_num_threads(threads)
     assert (shared - alone).abs().max().item() < ROW_TOLERANCE
+
+
+@needs_kernels
+@pytest.mark.parametrize("wrong", [-1, 10**9])
+def test_an_id_that_is_no_words_reads_nothing(wrong: int) -> None:
+    config, tensors = made("v3")
+    rows = random_rows(config, (3, 4))
+    rows.token_ids[5] = wrong
+    with torch.inference_mode(), pytest.raises(IndexError, match=str(wrong)):
+        CpuPass(config, tensors, torch.float32)(rows)
+
+
+@needs_kernels
+def test_a_thread_that_computes_alone_leaves_others_theirs() -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(torch.get_num_threads).result() == 3
+            other.submit(kernels.use_threads, 1).result()
+            assert other.submit(torch.get_num_threads).result() == 1
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_sizes_are_few_and_never_below_the_tokens() -> None:

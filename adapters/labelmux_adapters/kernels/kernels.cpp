@@ -8,6 +8,7 @@
 // Sums, norms and softmax are in float.
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -76,12 +77,14 @@ void statistics_of(const at::Tensor& features, at::Tensor& out) {
 }
 
 // features [L+1, N, H] -> out [L+1, N, 2]: mean, and one over the deviation
-void state_statistics(const at::Tensor& features, at::Tensor& out) {
+at::Tensor state_statistics(const at::Tensor& features) {
+  at::Tensor out = at::empty({features.size(0), features.size(1), 2}, at::kFloat);
   if (features.scalar_type() == at::kBFloat16) {
     statistics_of<BFloat16>(features, out);
   } else {
     statistics_of<float>(features, out);
   }
+  return out;
 }
 
 // The batch's texts.
@@ -514,13 +517,15 @@ void readout_as(const at::Tensor& features, const at::Tensor& statistics,
 }
 
 // Rows first_rows[g] to first_rows[g + 1] are group g's, read by slots[g], which has labels[g];
-// texts[row] is the text of a row. features [L+1, N, H] and weights of one dtype; out [rows, C - 1] float.
-void ytuning_readout(const at::Tensor& features, const at::Tensor& statistics,
+// texts[row] is the text of a row. features [L+1, N, H] and weights of one dtype. [rows, C - 1] float
+at::Tensor ytuning_readout(const at::Tensor& features, const at::Tensor& statistics,
                      c10::ArrayRef<int64_t> starts, c10::ArrayRef<int64_t> lengths,
                      at::TensorList constants, c10::ArrayRef<int64_t> slots,
                      c10::ArrayRef<int64_t> first_rows, c10::ArrayRef<int64_t> labels,
-                     c10::ArrayRef<int64_t> texts, int64_t heads, bool absorbs, at::Tensor& out) {
+                     c10::ArrayRef<int64_t> texts, int64_t heads, bool absorbs) {
   TORCH_CHECK(features.is_contiguous() && constants.size() == 13, "readout: wrong arguments");
+  const int64_t vectors = constants[4].size(1);
+  at::Tensor out = at::empty({static_cast<int64_t>(texts.size()), vectors - 1}, at::kFloat);
   if (features.scalar_type() == at::kBFloat16) {
     readout_as<BFloat16>(features, statistics, starts, lengths, constants, slots, first_rows, labels,
                          texts, heads, absorbs, out);
@@ -528,16 +533,17 @@ void ytuning_readout(const at::Tensor& features, const at::Tensor& statistics,
     readout_as<float>(features, statistics, starts, lengths, constants, slots, first_rows, labels,
                       texts, heads, absorbs, out);
   }
+  return out;
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(labelmux, library) {
-  library.def("state_statistics(Tensor features, Tensor(a!) out) -> ()");
+  library.def("state_statistics(Tensor features) -> Tensor");
   library.def(
       "ytuning_readout(Tensor features, Tensor statistics, int[] starts, int[] lengths, "
       "Tensor[] constants, int[] slots, int[] first_rows, int[] labels, int[] texts, int heads, "
-      "bool absorbs, Tensor(a!) out) -> ()");
+      "bool absorbs) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(labelmux, CPU, library) {

@@ -62,6 +62,11 @@ def load(folder: Path = FOLDER) -> bool:
     return True
 
 
+def use_threads(count: int) -> None:
+    """Let what the calling thread computes take so many threads; other threads keep their count."""
+    torch.ops.labelmux.use_threads(count)
+
+
 def has_bfloat16() -> bool:
     """Whether the kernels of this machine multiply bfloat16."""
     return unit_of_this_machine() == "avx512_bf16"

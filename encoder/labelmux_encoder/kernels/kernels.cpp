@@ -1,4 +1,5 @@
-// The layers of the frozen pass on a CPU, as one torch operator over packed rows.
+// The frozen pass on a CPU, as one torch operator over packed rows: a thread of Python lets go of
+// the interpreter's lock once a pass, and may have to wait for it each time that it does.
 //
 // Attention is ours: no padding, both position terms inside, nothing of size [T, T] kept. So are
 // LayerNorm(x + residual) and the edits of adapters. The other products are oneDNN's. All read float or bfloat16, compute sums
@@ -6,12 +7,14 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/InferenceMode.h>
+#include <omp.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -562,6 +565,51 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tenso
   return product.call(x, weight, bias, after, c10::List<std::optional<at::Scalar>>(), algorithm);
 }
 
+// Where the first states come from; tables [.., H] in float.
+struct Embedding {
+  // In the order of CpuPass._embedding_constants; tables that an encoder lacks are empty.
+  Embedding(at::TensorList constants, const at::Tensor& tokens, const at::Tensor& types,
+            double epsilon)
+      : words(rows_of(constants[0])), positions(rows_of(constants[1])), kinds(rows_of(constants[2])),
+        norm{constants[3].const_data_ptr<float>(), constants[4].const_data_ptr<float>(),
+             static_cast<float>(epsilon)},
+        hidden(constants[3].size(0)), token_ids(checked(tokens, constants[0])),
+        type_ids(kinds ? checked(types, constants[2]) : nullptr) {}
+
+  const float* words;
+  const float* positions;
+  const float* kinds;
+  Norm norm;
+  int64_t hidden;
+  const int64_t* token_ids;
+  const int64_t* type_ids;
+
+  // One token's, which lies at this place of its row.
+  template <typename T>
+  void row(int64_t token, int64_t place, float* buffer, T* out) const {
+    const float* of[3] = {words + token_ids[token] * hidden};
+    int64_t count = 1;
+    if (positions) of[count++] = positions + place * hidden;
+    if (kinds) of[count++] = kinds + type_ids[token] * hidden;
+    labelmux::sum_norm_row<T>(of, count, norm, hidden, buffer, out);
+  }
+
+ private:
+  static const float* rows_of(const at::Tensor& table) {
+    return table.numel() ? table.const_data_ptr<float>() : nullptr;
+  }
+
+  static const int64_t* checked(const at::Tensor& ids, const at::Tensor& table) {
+    TORCH_CHECK(ids.is_contiguous(), "encode: ids must be contiguous");
+    const int64_t* found = ids.const_data_ptr<int64_t>();
+    for (int64_t index = 0; index < ids.numel(); ++index) {
+      TORCH_CHECK_INDEX(found[index] >= 0 && found[index] < table.size(0), "encode: id ",
+                        found[index], " is not one of ", table.size(0));
+    }
+    return found;
+  }
+};
+
 // What a pass over some rows needs besides the rows.
 struct Pass {
   static constexpr int64_t kTensors = 14;  // of one layer, in the order of CpuPass._layer_constants
@@ -572,6 +620,7 @@ struct Pass {
     return activation == "relu" ? at::relu(x) : at::gelu(x, algorithm);
   }
 
+  Embedding embedding;
   at::TensorList constants;
   const at::Tensor& relative;
   int64_t heads;
@@ -605,17 +654,34 @@ class Run {
     at::Tensor hidden = at::zeros({chunk_.size, states_.size(2)}, states_.options());
     at::Tensor context = at::zeros_like(hidden);
     at::Tensor attended = at::empty_like(hidden), next = at::empty_like(hidden);
-    hidden.narrow(0, 0, chunk_.tokens).copy_(states_[0].narrow(0, chunk_.first, chunk_.tokens));
+    embed(hidden);
+    keep(0, hidden);
     for (int64_t index = 0; index < pass_.layers(); ++index) {
       layer(index, hidden, context, attended, next);
-      states_[index + 1]
-          .narrow(0, chunk_.first, chunk_.tokens)
-          .copy_(next.narrow(0, 0, chunk_.tokens));
+      keep(index + 1, next);
       std::swap(hidden, next);
     }
   }
 
  private:
+  void embed(at::Tensor& hidden) const {
+    const int64_t width = hidden.size(1);
+    std::vector<float> buffer(width);
+    T* out = hidden.mutable_data_ptr<T>();
+    int64_t token = chunk_.first;
+    for (const int64_t length : chunk_.lengths) {
+      for (int64_t place = 0; place < length; ++place, ++token, out += width) {
+        pass_.embedding.row<T>(token, place, buffer.data(), out);
+      }
+    }
+  }
+
+  void keep(int64_t layer, const at::Tensor& found) {
+    states_[layer]
+        .narrow(0, chunk_.first, chunk_.tokens)
+        .copy_(found.narrow(0, 0, chunk_.tokens));
+  }
+
   // hidden, context, attended, out [M, H]; M is at least the tokens.
   void layer(int64_t index, at::Tensor& hidden, at::Tensor& context, at::Tensor& attended,
              at::Tensor& out) {
@@ -717,7 +783,7 @@ labelmux::Edits edits_of(int64_t rows, c10::ArrayRef<int64_t> kinds, c10::ArrayR
                   static_cast<int64_t>(tensors.size()) == count * labelmux::Edit::kTensors &&
                   static_cast<int64_t>(entries.size()) == count * rows &&
                   static_cast<int64_t>(special_starts.size()) == rows + 1,
-              "layers: wrong edits");
+              "encode: wrong edits");
   labelmux::Edits edits{{}, special, special_starts};
   for (int64_t index = 0; index < count; ++index) {
     edits.all.push_back({static_cast<labelmux::Kind>(kinds[index]), static_cast<Site>(sites[index]),
@@ -727,24 +793,24 @@ labelmux::Edits edits_of(int64_t rows, c10::ArrayRef<int64_t> kinds, c10::ArrayR
   return edits;
 }
 
-// states [L+1, N, H] contiguous; its first layer is the embedding output, the others are written.
+// States [L+1, N, H], the embedding output first, of tokens [N].
 // Chunk i is the next chunk_rows[i] rows; its products have chunk_sizes[i] rows of tokens. Edits are
 // described in kernel_edits.py. relative [distances, H], what position tables are projections of.
-void layers(at::TensorList constants, const at::Tensor& relative, c10::ArrayRef<int64_t> lengths,
+at::Tensor encode(at::TensorList embedding, const at::Tensor& token_ids, const at::Tensor& type_ids,
+            at::TensorList constants, const at::Tensor& relative, c10::ArrayRef<int64_t> lengths,
             c10::ArrayRef<int64_t> chunk_rows, c10::ArrayRef<int64_t> chunk_sizes,
             bool side_by_side, int64_t heads, int64_t centre, double epsilon,
             c10::string_view activation, c10::string_view algorithm,
             c10::ArrayRef<int64_t> edit_kinds, c10::ArrayRef<int64_t> edit_sites,
             c10::ArrayRef<int64_t> prefix_lengths, at::TensorList edit_tensors, c10::ArrayRef<int64_t> edit_entries,
-            c10::ArrayRef<int64_t> special, c10::ArrayRef<int64_t> special_starts,
-            at::Tensor& states) {
+            c10::ArrayRef<int64_t> special, c10::ArrayRef<int64_t> special_starts) {
   const int64_t rows = static_cast<int64_t>(lengths.size());
-  const Pass pass{constants, relative, heads, centre, epsilon, activation, algorithm,
+  const Pass pass{Embedding(embedding, token_ids, type_ids, epsilon), constants, relative, heads, centre, epsilon, activation, algorithm,
                   edits_of(rows, edit_kinds, edit_sites, prefix_lengths, edit_tensors,
                            edit_entries, special, special_starts)};
-  TORCH_CHECK(states.is_contiguous() && states.size(0) == pass.layers() + 1 &&
-                  chunk_rows.size() == chunk_sizes.size(),
-              "layers: wrong shapes");
+  TORCH_CHECK(chunk_rows.size() == chunk_sizes.size(), "encode: wrong shapes");
+  at::Tensor states = at::empty({pass.layers() + 1, token_ids.size(0), pass.embedding.hidden},
+                                constants[1].options());
   std::vector<Chunk> chunks;
   int64_t first_row = 0, first = 0;
   for (size_t index = 0; index < chunk_rows.size(); ++index) {
@@ -755,21 +821,34 @@ void layers(at::TensorList constants, const at::Tensor& relative, c10::ArrayRef<
     first_row += chunk_rows[index];
     first += tokens;
   }
-  if (side_by_side) return run_side_by_side(pass, chunks, states);
-  for (const Chunk& chunk : chunks) run_chunk(pass, chunk, states);
+  if (side_by_side) {
+    run_side_by_side(pass, chunks, states);
+  } else {
+    for (const Chunk& chunk : chunks) run_chunk(pass, chunk, states);
+  }
+  return states;
+}
+
+// OpenMP keeps this count for each thread that begins parallel work; torch sets its own when a
+// thread first asks it.
+void use_threads(int64_t count) {
+  at::get_num_threads();
+  omp_set_num_threads(static_cast<int>(count));
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(labelmux, library) {
+  library.def("use_threads(int count) -> ()", &use_threads);
   library.def(
-      "layers(Tensor[] constants, Tensor relative, int[] lengths, int[] chunk_rows, int[] chunk_sizes, "
+      "encode(Tensor[] embedding, Tensor token_ids, Tensor type_ids, Tensor[] constants, "
+      "Tensor relative, int[] lengths, int[] chunk_rows, int[] chunk_sizes, "
       "bool side_by_side, int heads, int centre, float epsilon, str activation, str algorithm, "
       "int[] edit_kinds, int[] edit_sites, int[] prefix_lengths, Tensor[] edit_tensors, "
-      "int[] edit_entries, int[] special, int[] special_starts, Tensor(a!) states) -> ()");
+      "int[] edit_entries, int[] special, int[] special_starts) -> Tensor");
 }
 
 // Weights in oneDNN's order are of this backend.
 TORCH_LIBRARY_IMPL(labelmux, MkldnnCPU, library) {
-  library.impl("layers", &layers);
+  library.impl("encode", &encode);
 }

@@ -1,4 +1,4 @@
-// LayerNorm(x + residual) of one token.
+// LayerNorm of one token.
 #pragma once
 
 #include <cmath>
@@ -13,25 +13,12 @@ struct Norm {
   float epsilon;
 };
 
-// `buffer` has room for `hidden` floats.
+// LayerNorm of `buffer`, which has this mean.
 template <typename T>
-void add_norm_row(const T* x, const T* residual, const Norm& norm, int64_t hidden, float* buffer,
-                  T* out) {
-  Floats sum(0.0f);
-  float tail = 0.0f;
+void norm_row(const float* buffer, float mean, const Norm& norm, int64_t hidden, T* out) {
   const int64_t whole = hidden / kLanes * kLanes;
-  for (int64_t h = 0; h < whole; h += kLanes) {
-    const Floats value = load(x + h) + load(residual + h);
-    value.store(buffer + h);
-    sum = sum + value;
-  }
-  for (int64_t h = whole; h < hidden; ++h) {
-    buffer[h] = static_cast<float>(x[h]) + static_cast<float>(residual[h]);
-    tail += buffer[h];
-  }
-  const float mean = (sum_of(sum) + tail) / hidden;
   Floats squares(0.0f);
-  tail = 0.0f;
+  float tail = 0.0f;
   for (int64_t h = 0; h < whole; h += kLanes) {
     const Floats centred = Floats::loadu(buffer + h) - Floats(mean);
     squares = at::vec::fmadd(centred, centred, squares);
@@ -48,6 +35,46 @@ void add_norm_row(const T* x, const T* residual, const Norm& norm, int64_t hidde
   for (int64_t h = whole; h < hidden; ++h) {
     out[h] = T((buffer[h] - mean) * scale * norm.weight[h] + norm.bias[h]);
   }
+}
+
+// LayerNorm(x + residual). `buffer` has room for `hidden` floats.
+template <typename T>
+void add_norm_row(const T* x, const T* residual, const Norm& norm, int64_t hidden, float* buffer,
+                  T* out) {
+  Floats sum(0.0f);
+  float tail = 0.0f;
+  const int64_t whole = hidden / kLanes * kLanes;
+  for (int64_t h = 0; h < whole; h += kLanes) {
+    const Floats value = load(x + h) + load(residual + h);
+    value.store(buffer + h);
+    sum = sum + value;
+  }
+  for (int64_t h = whole; h < hidden; ++h) {
+    buffer[h] = static_cast<float>(x[h]) + static_cast<float>(residual[h]);
+    tail += buffer[h];
+  }
+  norm_row<T>(buffer, (sum_of(sum) + tail) / hidden, norm, hidden, out);
+}
+
+// LayerNorm of a sum of `count` rows. `buffer` has room for `hidden` floats.
+template <typename T>
+void sum_norm_row(const float* const* rows, int64_t count, const Norm& norm, int64_t hidden,
+                  float* buffer, T* out) {
+  Floats sum(0.0f);
+  float tail = 0.0f;
+  const int64_t whole = hidden / kLanes * kLanes;
+  for (int64_t h = 0; h < whole; h += kLanes) {
+    Floats value = Floats::loadu(rows[0] + h);
+    for (int64_t row = 1; row < count; ++row) value = value + Floats::loadu(rows[row] + h);
+    value.store(buffer + h);
+    sum = sum + value;
+  }
+  for (int64_t h = whole; h < hidden; ++h) {
+    buffer[h] = 0.0f;
+    for (int64_t row = 0; row < count; ++row) buffer[h] += rows[row][h];
+    tail += buffer[h];
+  }
+  norm_row<T>(buffer, (sum_of(sum) + tail) / hidden, norm, hidden, out);
 }
 
 }  // namespace labelmux
