@@ -1,7 +1,8 @@
-"""What the replica's batches were: counted on its thread alone, read by any."""
+"""What the replica's batches were: counted on its threads, read by any."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 from prometheus_client import Metric
@@ -16,6 +17,7 @@ class BatchMetrics(Collector):
     """Counts of batches, their rows and their times."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._rows = self._failures = 0
         self._encoder_rows = self._edited_rows = self._passes = self._tokens = 0
         self._batch_rows, self._batch_adapters = Tally(COUNTS), Tally(COUNTS)
@@ -24,7 +26,11 @@ class BatchMetrics(Collector):
         self._encode, self._readout = Tally(SECONDS), Tally(SECONDS)
 
     def record(self, batch: Batch, times: Times, *, failed: bool) -> None:
-        """A batch ran, well or not. On the replica's thread."""
+        """A batch ran, well or not. On a thread of the replica."""
+        with self._lock:
+            self._record(batch, times, failed=failed)
+
+    def _record(self, batch: Batch, times: Times, *, failed: bool) -> None:
         tokens = passed = edited = 0
         for row in batch.rows:
             self._rows += len(row.readers)

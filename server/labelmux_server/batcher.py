@@ -38,21 +38,34 @@ class Limits:
     max_queue_rows: int
     max_queue_s: float
     max_wait_ms: float
+    #: Batches that may run at once, each by one thread.
+    max_shares: int = 1
+    #: What such a batch has of tokens, unless one row has more.
+    min_share_tokens: int = 1
+    max_share_tokens: int = 1
 
 
 class Batcher:
-    """The queue before one replica."""
+    """The queue before one replica.
+
+    A replica may have several threads. While little waits, the lead runs all of it, and the encoder
+    takes all cores for that. Once there is enough for every thread, each takes a share whenever it
+    is free, and none waits for another.
+    """
 
     def __init__(self, limits: Limits, clock: Clock = time.monotonic) -> None:
         self._limits = limits
         self._clock = clock
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._lead, self._helpers = (threading.Condition(self._lock) for _ in range(2))
+        self._lead_waits = False
         #: In order of arrival: dicts keep it.
         self._waiting: dict[Hashable, EncoderRow] = {}
         #: The same rows by their length.
         self._by_length: dict[int, dict[Hashable, EncoderRow]] = {}
         self._tokens = 0
         self._rows = 0
+        self._running: set[Batch] = set()
         self._running_tokens = 0
         #: About what is being tokenised. On the event loop alone.
         self._expected_tokens = self._expected_rows = 0
@@ -88,7 +101,7 @@ class Batcher:
             NotReadyError: nobody takes batches any more.
         """
         needed = {row.key: len(row.token_ids) for row in submission.rows}
-        with self._changed:
+        with self._lock:
             added = sum(tokens for key, tokens in needed.items() if key not in self._waiting)
             self._admit(added, len(submission.rows))
             now = self._clock()
@@ -104,7 +117,7 @@ class Batcher:
                 waiting.readers.append((submission, place))
             self._tokens += added
             self._rows += len(submission.rows)
-            self._changed.notify()
+            self._wake()
 
     def check_room(self) -> None:
         """Return if a short text might be queued; a call that cannot be is refused unread.
@@ -136,7 +149,7 @@ class Batcher:
     def cancel(self, submission: Submission) -> None:
         """Take a request's waiting rows out; those in a running batch settle with it."""
         dropped = 0
-        with self._changed:
+        with self._lock:
             for key in {row.key for row in submission.rows}:
                 waiting = self._waiting.get(key)
                 if waiting is None:
@@ -149,62 +162,102 @@ class Batcher:
             self._rows -= dropped
         submission.fail(dropped, None)
 
-    def take(self) -> Batch | None:
-        """Wait for the next batch; None once closed.
+    def take(self, *, helper: bool = False) -> Batch | None:
+        """Wait for the next batch; None once closed. Each batch ends with ``done``.
 
         Those who were answered together ask again within moments. A batch begun for the first of
         them alone would make all others wait for it, time after time.
+
+        Args:
+            helper: take shares only, never all that waits; for all threads but one, the lead.
         """
-        with self._changed:
+        with self._lock:
             while not self._closed:
-                pause_s = self._pause_s() if self._waiting else None
-                if pause_s == 0:
+                pause_s = self._pause_s()
+                if pause_s == 0 and (self._share_tokens() or not helper):
                     return self._next()
-                self._changed.wait(pause_s)
+                if helper:
+                    self._helpers.wait()
+                    continue
+                self._lead_waits = True
+                self._lead.wait(pause_s)
+                self._lead_waits = False
             return None
 
     def take_now(self) -> Batch | None:
         """The next batch if anything waits; never blocks."""
-        with self._changed:
+        with self._lock:
             return self._next() if self._waiting else None
 
     def close(self) -> list[EncoderRow]:
         """No more batches; the rows that still wait, to be failed."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             left = list(self._waiting.values())
             self._waiting.clear()
             self._by_length.clear()
             self._tokens = self._rows = 0
-            self._changed.notify_all()
+            self._lead.notify_all()
+            self._helpers.notify_all()
         return left
 
     def done(self, batch: Batch, seconds: float) -> None:
-        """The batch taken last ran, and took so long. On the replica's thread.
+        """A batch that was taken ran, and took so long. On the thread that took it.
 
         Only a full batch tells how fast the queue can drain: one text alone is the slowest of all.
         """
-        self._running_tokens = 0
         rows = len(batch.rows) if batch.shared else 0
-        self._returning_rows = round(_RETURNING_SHARE * rows)
-        self._pause_ends_s = self._clock() + min(_PAUSE_SHARE * seconds, _LONGEST_PAUSE_S)
-        if batch.full:
-            token_s = seconds / batch.tokens
-            self._token_s = 0.8 * self._token_s + 0.2 * token_s if self._token_s else token_s
+        with self._lock:
+            if batch in self._running:
+                self._running.remove(batch)
+                self._running_tokens -= batch.tokens
+            self._returning_rows = round(_RETURNING_SHARE * rows)
+            self._pause_ends_s = self._clock() + min(_PAUSE_SHARE * seconds, _LONGEST_PAUSE_S)
+            if batch.full:
+                shares = self._limits.max_shares if batch.one_thread else 1
+                token_s = seconds / batch.tokens / shares
+                self._token_s = 0.8 * self._token_s + 0.2 * token_s if self._token_s else token_s
+            self._wake()
 
     @property
     def wait_s(self) -> float:
         """How long a text that comes now may expect to wait; 0 before any batch was full."""
         return (self._running_tokens + self._tokens + self._expected_tokens) * self._token_s
 
-    def _pause_s(self) -> float:
-        """How long to wait for more of those who were answered last; 0 where enough are back."""
+    @property
+    def _room(self) -> bool:
+        """Whether what waits may run beside what runs."""
+        if not self._running:
+            return True
+        return (
+            self._tokens >= self._limits.min_share_tokens
+            and len(self._running) < self._limits.max_shares
+            and all(batch.one_thread for batch in self._running)
+        )
+
+    def _pause_s(self) -> float | None:
+        """How long to wait for more; 0: not at all; None: until something changes.
+
+        For more of those who were answered last, where that is too little for all threads.
+        """
+        if not self._waiting or not self._room:
+            return None
         if (
-            len(self._waiting) >= self._returning_rows
+            self._share_tokens()
+            or len(self._waiting) >= self._returning_rows
             or self._tokens >= self._limits.max_batch_tokens
         ):
             return 0.0
         return max(self._pause_ends_s - self._clock(), 0.0)
+
+    def _wake(self) -> None:
+        """Have an idle thread look at the queue, if there is a batch for it now or soon."""
+        if self._pause_s() is None:
+            return
+        if self._lead_waits:
+            self._lead.notify()
+        elif self._share_tokens():
+            self._helpers.notify()
 
     def _admit(self, tokens: int, rows: int) -> None:
         if self._closed:
@@ -224,10 +277,25 @@ class Batcher:
         now = self._clock()
         expired = self._expired(now)
         self._remove(expired)
-        chosen = self._choose(now) if self._waiting else []
+        share = self._share_tokens()
+        chosen = self._choose(now, share or self._limits.max_batch_tokens) if self._waiting else []
         self._rows -= sum(len(row.readers) for row in (*expired, *chosen))
-        self._running_tokens = sum(row.tokens for row in chosen)
-        return Batch(chosen, expired, full=bool(self._waiting))
+        batch = Batch(chosen, expired, full=bool(self._waiting), one_thread=share is not None)
+        self._running.add(batch)
+        self._running_tokens += batch.tokens
+        self._wake()
+        return batch
+
+    def _share_tokens(self) -> int | None:
+        """Tokens for one thread; None: all threads run what waits, together."""
+        limits = self._limits
+        enough = self._tokens >= limits.max_shares * limits.min_share_tokens
+        if limits.max_shares == 1 or not (self._running or enough):
+            return None
+        share = max(self._tokens // limits.max_shares, limits.min_share_tokens)
+        if self._tokens - share < limits.min_share_tokens:
+            share = self._tokens
+        return min(share, limits.max_share_tokens, limits.max_batch_tokens)
 
     def _expired(self, now: float) -> list[EncoderRow]:
         """Rows at the head whose every reader's time is up; deadlines follow arrival."""
@@ -239,13 +307,13 @@ class Batcher:
                 expired.append(row)
         return expired
 
-    def _choose(self, now: float) -> list[EncoderRow]:
+    def _choose(self, now: float, room: int) -> list[EncoderRow]:
         """The oldest row, those that waited too long in order of arrival, then nearest lengths.
 
         Removes what it chooses.
         """
         overdue_before = now - self._limits.max_wait_ms / 1000
-        room, chosen = self._limits.max_batch_tokens, list[EncoderRow]()
+        chosen = list[EncoderRow]()
         for row in islice(self._waiting.values(), self._limits.max_batch_rows):
             if chosen and (row.tokens > room or row.waiting_since_s > overdue_before):
                 break

@@ -1,4 +1,7 @@
-"""One encoder and one bank on one device, driven by one thread. The only torch in this room."""
+"""One encoder and one bank on one device, and the threads that drive them.
+
+The only torch in this room.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,6 +26,7 @@ from labelmux_server.errors import DrainingError, NotReadyError, OutOfMemoryErro
 from labelmux_server.feature_cache import FeatureCache
 from labelmux_server.metrics import Metrics
 from labelmux_server.submission import Batch, EncoderRow, Times
+from labelmux_server.threads import give_way
 
 #: Tokens of one readout that pads. Padding costs more than calls on a CPU: 128 mixed texts
 #: took 0.76 ms each at once and 0.21 in parts. A GPU is the other way round.
@@ -32,6 +37,19 @@ _WARM_UP_S = 3.0
 _NO_MEMORY = ("can't allocate memory", "std::bad_alloc", "out of memory")
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Work:
+    """What one thread is at."""
+
+    helper: bool
+    #: When it took the batch that it runs; infinite between batches.
+    since_s: float = math.inf
+    #: What it took and has no answer on its way yet.
+    unanswered: list[Batch] = field(default_factory=list)
+    #: Whether it ended by a fault.
+    ended: bool = False
 
 
 class Replica:
@@ -54,51 +72,60 @@ class Replica:
         self._cache = cache
         self._metrics = metrics
         self._loop = loop
-        self._on_gpu = loaded.encoder.device.type == "cuda"
+        self._device = loaded.encoder.device
+        self._on_gpu = self._device.type == "cuda"
         padded_tokens = _GPU_PART_TOKENS if self._on_gpu else _CPU_PART_TOKENS
         self._part_tokens = padded_tokens if bank.pads else math.inf
-        self._stopwatch = _Stopwatch(loaded.encoder.device)
         self._longest_batch_s = longest_batch_s
-        self._serving_since_s = math.inf
-        #: What was taken and has no answer on its way yet.
-        self._unanswered: list[Batch] = []
-        self._ended = False
-        self._thread = threading.Thread(target=self._run, name="labelmux-replica", daemon=True)
+        self._passes = loaded.encoder.shares.passes
+        self._work = [_Work(helper=number > 0) for number in range(self._passes)]
+        self._threads = [
+            threading.Thread(
+                target=self._run, args=(work,), name=f"labelmux-replica-{number}", daemon=True
+            )
+            for number, work in enumerate(self._work)
+        ]
 
     def start(self) -> None:
         """Warm up, then begin to take batches."""
         self._loaded.encoder.warm_up(_WARM_UP_S)
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     async def stop(self) -> None:
-        """Finish the running batch; rows that still wait fail. On the event loop."""
+        """Finish the running batches; rows that still wait fail. On the event loop."""
         Batch(self._batcher.close()).deliver(DrainingError())
-        await asyncio.to_thread(self._thread.join)
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs and gets on."""
-        return self._thread.is_alive() and not self.failed
+        """Whether all threads run and get on."""
+        return all(thread.is_alive() for thread in self._threads) and not self.failed
 
     @property
     def failed(self) -> bool:
-        """Whether the thread ended by a fault, or hangs."""
-        return self._ended or time.monotonic() - self._serving_since_s > self._longest_batch_s
+        """Whether a thread ended by a fault, or hangs."""
+        longest_since_s = time.monotonic() - self._longest_batch_s
+        return any(work.ended or work.since_s < longest_since_s for work in self._work)
 
-    def _run(self) -> None:
+    def _run(self, work: _Work) -> None:
+        give_way()
         try:
-            while (batch := self._batcher.take()) is not None:
-                self._serving_since_s = time.monotonic()
-                self._unanswered = [batch]
-                self._serve(batch)
-                self._serving_since_s = math.inf
+            while (batch := self._batcher.take(helper=work.helper)) is not None:
+                work.since_s = time.monotonic()
+                work.unanswered = [batch]
+                if self._passes > 1:
+                    self._loaded.encoder.use_threads(1 if batch.one_thread else self._passes)
+                self._serve(batch, work)
+                work.since_s = math.inf
         except BaseException:  # noqa: BLE001 - the thread's end: whoever waits is told
-            _log.critical("the encoder's thread ended", exc_info=True)
-            self._ended = True
-            for left in (*self._unanswered, Batch(self._batcher.close())):
+            _log.critical("a thread of the encoder ended", exc_info=True)
+            work.ended = True
+            for left in (*work.unanswered, Batch(self._batcher.close())):
                 self._loop.call_soon_threadsafe(left.deliver, NotReadyError())
 
-    def _serve(self, batch: Batch, *, may_split: bool = True) -> None:
+    def _serve(self, batch: Batch, work: _Work, *, may_split: bool = True) -> None:
         """Answer a batch; if there is no memory for it, each half by itself."""
         started = time.monotonic()
         answers: Sequence[Sequence[NDArray[np.float32]]] | BaseException
@@ -113,17 +140,18 @@ class Replica:
             self._recover()
             if may_split and len(batch.rows) > 1 and isinstance(answers, OutOfMemoryError):
                 halves = batch.halves()
-                self._unanswered = list(halves)
+                work.unanswered = list(halves)
                 for half in halves:
-                    self._serve(half, may_split=False)
+                    self._serve(half, work, may_split=False)
+                self._batcher.done(batch, time.monotonic() - started)
                 return
         seconds = time.monotonic() - started
         times = Times(started, encode_s, seconds - encode_s)
+        self._batcher.done(batch, seconds)
         if batch.rows:
-            self._batcher.done(batch, seconds)
             failed = isinstance(answers, BaseException)
             self._metrics.batches.record(batch, times, failed=failed)
-        self._unanswered.remove(batch)
+        work.unanswered.remove(batch)
         self._loop.call_soon_threadsafe(batch.deliver, answers, times)
 
     def _recover(self) -> None:
@@ -138,17 +166,18 @@ class Replica:
     @torch.inference_mode()
     def _answer(self, batch: Batch) -> tuple[list[list[NDArray[np.float32]]], float]:
         """Logits for every reader of every row, and how long their features took."""
-        self._stopwatch.start()
+        stopwatch = _Stopwatch(self._device)
         features, laid = self._features(sorted(batch.rows, key=lambda row: row.tokens))
-        self._stopwatch.stop()
+        stopwatch.stop()
         answers: dict[EncoderRow, list[NDArray[np.float32]]] = {}
         token = 0
         for rows in parts(laid, self._part_tokens):
             lengths = [row.tokens for row in rows]
-            own = features[:, token : token + sum(lengths)]
+            whole = len(rows) == len(laid)
+            own = features if whole else features[:, token : token + sum(lengths)]
             token += sum(lengths)
             answers |= zip(rows, self._read(own, lengths, rows), strict=True)
-        return [answers[row] for row in batch.rows], self._stopwatch.seconds()
+        return [answers[row] for row in batch.rows], stopwatch.seconds()
 
     def _read(
         self, features: torch.Tensor, lengths: Sequence[int], rows: Sequence[EncoderRow]
@@ -188,9 +217,11 @@ class Replica:
         ]
         edits = self._bank.edits([row.edit for row in rows])
         features = self._loaded.encoder(pack_rows(tokens), edits)
-        for row, own in zip(rows, features.split([row.tokens for row in rows], 1), strict=True):
-            if row.edit is None and self._cache.wants(row.key, own.nbytes):
-                self._cache.keep(row.key, own.clone())
+        token_bytes, token = features.nbytes // features.shape[1], 0
+        for row in rows:
+            if row.edit is None and self._cache.wants(row.key, row.tokens * token_bytes):
+                self._cache.keep(row.key, features[:, token : token + row.tokens].clone())
+            token += row.tokens
         return features
 
 
@@ -213,7 +244,7 @@ def parts(rows: Sequence[EncoderRow], part_tokens: float) -> Iterator[Sequence[E
 
 
 class _Stopwatch:
-    """How long the features of a batch took.
+    """How long the features of a batch took, from when it is made.
 
     On a GPU by events, since a pass returns before it is done: read it once the answers are here.
     """
@@ -224,12 +255,9 @@ class _Stopwatch:
             if device.type == "cuda"
             else None
         )
-        self._started_s = self._stopped_s = 0.0
-
-    def start(self) -> None:
         if self._events:
             self._events[0].record()
-        self._started_s = time.monotonic()
+        self._started_s = self._stopped_s = time.monotonic()
 
     def stop(self) -> None:
         if self._events:

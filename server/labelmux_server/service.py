@@ -33,6 +33,7 @@ from labelmux_server.residency import Residency
 from labelmux_server.settings import Settings
 from labelmux_server.shadows import Shadows
 from labelmux_server.store import Store
+from labelmux_server.threads import give_way
 from labelmux_server.tokenizer_pool import TokenizerPool
 
 Result = TypeVar("Result")
@@ -78,7 +79,8 @@ class Service:
         self._changes.load_stored()
         self._seed()
         self._preloaded = pins.load(self.registry, settings.preload)
-        self._changer = ThreadPoolExecutor(1, "labelmux-changes")
+        self._changer = ThreadPoolExecutor(1, "labelmux-changes", self._begin_changing)
+        shares = loaded.encoder.shares
         self.batcher = Batcher(
             Limits(
                 settings.max_batch_tokens,
@@ -87,6 +89,9 @@ class Service:
                 settings.max_queue_rows,
                 settings.max_queue_s,
                 settings.max_wait_ms,
+                max_shares=shares.passes,
+                min_share_tokens=shares.least_tokens,
+                max_share_tokens=shares.most_tokens,
             )
         )
         self._tokenizers = TokenizerPool(loaded.tokenizer, settings.tokenizer_threads)
@@ -210,6 +215,11 @@ class Service:
             yield
         finally:
             self._uploads -= 1
+
+    def _begin_changing(self) -> None:
+        """On the thread of changes: canaries are few, and the cores are the traffic's."""
+        give_way()
+        self.loaded.encoder.use_threads(1)
 
     def _watch(self, pins: Pins) -> None:
         """Show in the metrics what is counted here and beneath."""

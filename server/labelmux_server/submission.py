@@ -78,6 +78,8 @@ class Submission:
     queue_s: float = 0.0
     encode_s: float = 0.0
     readout_s: float = 0.0
+    #: When the last of these batches was done.
+    ran_until_s: float = -math.inf
 
     def __post_init__(self) -> None:
         self.answers = [None] * len(self.rows)
@@ -91,9 +93,13 @@ class Submission:
     def ran(self, times: Times, encoder_rows: int) -> None:
         """A batch ran in which the encoder read so many rows for it."""
         self.encoder_rows += encoder_rows
-        self.queue_s = times.started_s - self.submitted_s - self.encode_s - self.readout_s
-        self.encode_s += times.encode_s
-        self.readout_s += times.readout_s
+        encoded_s = times.started_s + times.encode_s
+        done_s = encoded_s + times.readout_s
+        # Batches of one request may run side by side: no moment counts twice.
+        self.encode_s += max(encoded_s - max(times.started_s, self.ran_until_s), 0.0)
+        self.readout_s += max(done_s - max(encoded_s, self.ran_until_s), 0.0)
+        self.ran_until_s = max(self.ran_until_s, done_s)
+        self.queue_s = self.ran_until_s - self.submitted_s - self.encode_s - self.readout_s
 
     def answer(self, place: int, value: Any) -> None:
         """Row ``place`` is done."""
@@ -140,6 +146,8 @@ class Batch:
     expired: Sequence[EncoderRow] = ()
     #: Whether rows were left waiting, so that its speed is what the replica can do.
     full: bool = False
+    #: Whether one thread runs it, beside others with batches of their own.
+    one_thread: bool = False
 
     @property
     def tokens(self) -> int:
@@ -162,7 +170,10 @@ class Batch:
     def halves(self) -> tuple[Batch, Batch]:
         """The same in two batches."""
         half = len(self.rows) // 2
-        return Batch(self.rows[:half], self.expired), Batch(self.rows[half:])
+        return (
+            Batch(self.rows[:half], self.expired, one_thread=self.one_thread),
+            Batch(self.rows[half:], one_thread=self.one_thread),
+        )
 
     def deliver(
         self, answers: Sequence[Sequence[Any]] | BaseException, times: Times | None = None

@@ -1,4 +1,4 @@
-"""Histograms that one thread writes."""
+"""Histograms that one thread at a time writes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384)
 
 
 class Tally:
-    """Values counted by size. One thread observes, any may read.
+    """Values counted by size. One thread at a time observes, any may read.
 
     The library's histogram locks at every step, at six times the cost; a batch of 64 texts is 200
     values.

@@ -70,6 +70,14 @@ def test_what_could_never_fit_is_not_wanted_and_moves_nothing():
     assert look(cache, "a")
 
 
+def test_what_two_threads_read_at_once_is_kept_once():
+    cache = FeatureCache[Features](20)
+    assert cache.wants("a", 10) and cache.wants("a", 10)
+    for _ in range(2):
+        cache.keep("a", Features(10))
+    assert cache.kept_bytes == 10
+
+
 def test_a_budget_of_nothing_keeps_nothing():
     cache = FeatureCache[Features](0)
     assert [look(cache, "a") for _ in range(3)] == [False] * 3

