@@ -7,7 +7,14 @@ from collections.abc import Callable, Sequence
 
 from driver import Shape
 from figures import Bar, Cell, Run, paired_ratio
-from in_process import BATCHES, WINDOW, in_process_texts_per_s, row_p50_ms
+from in_process import (
+    BATCHES,
+    SHARE,
+    WINDOW,
+    in_process_texts_per_s,
+    row_p50_ms,
+    side_by_side_texts_per_s,
+)
 from labelmux_encoder.weights import LoadedEncoder, load_encoder
 from peer_weights import write_base_encoder
 from targets import LABELMUX, Fields
@@ -112,7 +119,7 @@ def base_size(bench: Workbench) -> None:
         for found in ready:
             for shape in (Shape(64, _ONE), Shape(8, _MANY), *_SATURATING_BASE_SIZE):
                 plans += [bench.load(section, found, shape, seconds)]
-        plans += _in_process(bench, section, loaded, seconds)[: len(BATCHES)]
+        plans += _in_process(bench, section, loaded, seconds)[:-1]
         interleave(plans, bench.plan.long_repeats)
     _own_cost(bench, _of(bench, section), {_ONE: 0.9, _MANY: 0.9}, "base size, ")
 
@@ -141,8 +148,12 @@ def _in_process(
         p50_ms = row_p50_ms(loaded, texts, seconds)
         return Run(1000 / p50_ms, p50_ms)
 
+    def side_by_side() -> Run:
+        return Run(side_by_side_texts_per_s(loaded, texts, seconds))
+
     return [
         *(bench.here(section, f"batches of {b}", b, rate(b)) for b in BATCHES),
+        bench.here(section, f"batches of {SHARE}, one a thread", SHARE, side_by_side),
         bench.here(section, "one text at a time", _ONE, one),
     ]
 
@@ -154,10 +165,12 @@ def _own_cost(
         (busiest(cells, IN_PROCESS, batch) for batch in BATCHES),
         key=lambda cell: cell.median("texts_per_s") if cell else math.nan,
     )
-    for texts, share in wanted.items():
-        ratio = paired_ratio(busiest(cells, LABELMUX, texts), encoder)
-        what = f"{prefix}texts/s over the encoder in process, {_texts(texts)} a request"
-        bench.bar(Bar(what, ratio, "at least", share))
+    side_by_side = busiest(cells, IN_PROCESS, SHARE)
+    for how, alone in (("one pass at a time", encoder), ("a pass a thread", side_by_side)):
+        for texts, share in wanted.items():
+            ratio = paired_ratio(busiest(cells, LABELMUX, texts), alone)
+            what = f"{prefix}texts/s over the encoder in process ({how}), {_texts(texts)} a request"
+            bench.bar(Bar(what, ratio, "at least", share))
 
 
 def _latency(bench: Workbench, cells: Sequence[Cell]) -> None:
