@@ -27,7 +27,7 @@ from labelmux_encoder.model import Affine, EncoderTensors, LayerTensors
 #: results stay in the cache.
 CHUNK_TOKENS = 1024
 #: A thread with fewer tokens of its own would spend its time on reading the weights.
-LEAST_SHARE_TOKENS = 96
+_LEAST_SHARE_TOKENS = 96
 #: A division is worth it if the largest share is at most this many times the mean.
 _MOST_UNEVEN = 1.3
 #: Activations that the matrix product applies itself, with its name for them.
@@ -64,7 +64,7 @@ class Chunks(NamedTuple):
 def divide(lengths: Sequence[int], threads: int) -> Chunks:
     """A share for each thread where there is enough for all, else chunks that fit the cache."""
     tokens = sum(lengths)
-    if threads > 1 and tokens >= threads * LEAST_SHARE_TOKENS:
+    if threads > 1 and tokens >= threads * _LEAST_SHARE_TOKENS:
         rounds = -(-tokens // (threads * CHUNK_TOKENS))
         shares = _cut(lengths, tokens / (threads * rounds))
         even = max(shares.tokens) * threads * rounds <= _MOST_UNEVEN * tokens

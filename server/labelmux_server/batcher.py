@@ -26,6 +26,9 @@ _LONGEST_RETRY_S = 60
 _RETURNING_SHARE = 0.75
 _PAUSE_SHARE = 0.5
 _LONGEST_PAUSE_S = 0.02
+#: Where the event loop takes longer than that for a request, a core is left to it: else it gets
+#: slower by the encoder's threads than they get faster, and everything comes through the loop.
+_LOOP_BEHIND_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,8 @@ class Batcher:
         self._running_tokens = 0
         #: About what is being tokenised. On the event loop alone.
         self._expected_tokens = self._expected_rows = 0
+        #: How long a request waits for the event loop, which tells.
+        self.loop_s = 0.0
         #: Of full batches lately; 0 before the first.
         self._token_s = 0.0
         #: Rows that those whom the last batch answered may ask for next, and until when.
@@ -103,7 +108,7 @@ class Batcher:
         needed = {row.key: len(row.token_ids) for row in submission.rows}
         with self._lock:
             added = sum(tokens for key, tokens in needed.items() if key not in self._waiting)
-            self._admit(added, len(submission.rows))
+            self._admit(added, len(submission.rows), self._queue_s)
             now = self._clock()
             submission.submitted_s = now
             for place, row in enumerate(submission.rows):
@@ -122,13 +127,13 @@ class Batcher:
     def check_room(self) -> None:
         """Return if a short text might be queued; a call that cannot be is refused unread.
 
-        What will be queued soon is counted: where the event loop is what limits the server, calls
-        wait for it and not here.
+        What will be queued soon is counted, and how long the event loop takes: where that is what
+        limits the server, calls wait for it and not here.
 
         Raises:
             OverloadedError: too much waits already.
         """
-        self._admit(self._expected_tokens + 1, self._expected_rows + 1)
+        self._admit(self._expected_tokens + 1, self._expected_rows + 1, self.wait_s)
 
     @contextmanager
     def expecting(self, tokens: int, rows: int) -> Iterator[None]:
@@ -221,7 +226,12 @@ class Batcher:
 
     @property
     def wait_s(self) -> float:
-        """How long a text that comes now may expect to wait; 0 before any batch was full."""
+        """How long a text that comes now may expect to wait, by what was measured so far."""
+        return self._queue_s + self.loop_s
+
+    @property
+    def _queue_s(self) -> float:
+        """The queue's part of it; 0 before any batch was full."""
         return (self._running_tokens + self._tokens + self._expected_tokens) * self._token_s
 
     @property
@@ -231,7 +241,7 @@ class Batcher:
             return True
         return (
             self._tokens >= self._limits.min_share_tokens
-            and len(self._running) < self._limits.max_shares
+            and len(self._running) < self._limits.max_shares - (self.loop_s > _LOOP_BEHIND_S)
             and all(batch.one_thread for batch in self._running)
         )
 
@@ -259,15 +269,15 @@ class Batcher:
         elif self._share_tokens():
             self._helpers.notify()
 
-    def _admit(self, tokens: int, rows: int) -> None:
+    def _admit(self, tokens: int, rows: int, wait_s: float) -> None:
         if self._closed:
             raise NotReadyError
-        limits, wait_s = self._limits, self.wait_s
+        limits = self._limits
         if self._tokens + tokens > limits.max_queue_tokens:
             what = f"{self._tokens} tokens wait, at most {limits.max_queue_tokens} may"
         elif self._rows + rows > limits.max_queue_rows:
             what = f"{self._rows} rows wait, at most {limits.max_queue_rows} may"
-        elif self._tokens and wait_s > limits.max_queue_s:
+        elif wait_s > limits.max_queue_s and (self._tokens or self.loop_s > limits.max_queue_s):
             what = f"a text would wait {wait_s:.1f} s, at most {limits.max_queue_s:g} s is allowed"
         else:
             return

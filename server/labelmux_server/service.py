@@ -35,6 +35,7 @@ from labelmux_server.shadows import Shadows
 from labelmux_server.store import Store
 from labelmux_server.threads import give_way
 from labelmux_server.tokenizer_pool import TokenizerPool
+from labelmux_server.turns import Turns
 
 Result = TypeVar("Result")
 
@@ -112,6 +113,7 @@ class Service:
         self.gate = Gate(store, self.engine, settings.max_text_chars)
         self._cache = FeatureCache[Any](settings.feature_cache_bytes)
         self._replica: Replica | None = None
+        self._turns = Turns(self._tell_loop_s)
         metrics.watch_trials(self.registry.every_trials)
         self._watch(pins)
 
@@ -157,6 +159,7 @@ class Service:
 
         service = await asyncio.to_thread(build)
         await service._warm_up()
+        service._turns.start()
         return service
 
     async def _warm_up(self) -> None:
@@ -170,6 +173,7 @@ class Service:
 
     async def stop(self) -> None:
         """Finish what runs and let go of the state folder."""
+        self._turns.stop()
         await asyncio.to_thread(self._changer.shutdown)
         if self._replica is not None:
             await self._replica.stop()
@@ -215,6 +219,9 @@ class Service:
             yield
         finally:
             self._uploads -= 1
+
+    def _tell_loop_s(self, seconds: float) -> None:
+        self.batcher.loop_s = seconds
 
     def _begin_changing(self) -> None:
         """On the thread of changes: canaries are few, and the cores are the traffic's."""

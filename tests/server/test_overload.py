@@ -198,7 +198,7 @@ def test_no_answer_in_time_is_504(serving, busy):
         await until(lambda: service.batcher.queued_rows == 0)
         assert (await classify(client, "in time")).status_code == 200
 
-    serving(scenario, request_timeout_s=0.5, max_queue_s=0.5)
+    serving(scenario, request_timeout_s=1.0, max_queue_s=1.0)
 
 
 def test_rows_that_wait_when_the_server_stops_are_told_so(serving, busy):

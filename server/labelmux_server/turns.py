@@ -1,0 +1,55 @@
+"""How long the turns of the event loop take, so that a caller is refused where that is too long.
+
+Short requests fill the loop before they fill the queue. A request needs several turns of the loop,
+and a turn is as long as all that has piled up in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+_EVERY_S = 0.02
+#: On a request's way: it is read, called, handed to a tokenizer, queued, answered, written.
+_TURNS = 6
+#: Of the longest wait, how much is left after a shorter one.
+_KEPT = 0.8
+
+
+class Turns:
+    """Tells every 20 ms how long a request that comes now waits for turns of the loop."""
+
+    def __init__(self, tell: Callable[[float], None]) -> None:
+        """``tell`` is called on the loop, with seconds."""
+        self._tell = tell
+        self._last_s = self._wait_s = 0.0
+        self._next: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin, on the running loop."""
+        self._schedule()
+
+    def stop(self) -> None:
+        """Tell no more."""
+        if self._next is not None:
+            self._next.cancel()
+
+    def observe(self, turn_s: float) -> None:
+        """A turn took so long.
+
+        One alone says nothing: the whole process may have been held up. Work that piles up makes
+        long turns one after the other.
+        """
+        both_s = min(turn_s, self._last_s)
+        self._last_s = turn_s
+        self._wait_s = max(_TURNS * both_s, _KEPT * self._wait_s)
+        self._tell(self._wait_s)
+
+    def _schedule(self) -> None:
+        began_s = time.monotonic()
+        self._next = asyncio.get_running_loop().call_later(_EVERY_S, self._tick, began_s)
+
+    def _tick(self, began_s: float) -> None:
+        self.observe(max(time.monotonic() - began_s - _EVERY_S, 0.0))
+        self._schedule()
