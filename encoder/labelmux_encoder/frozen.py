@@ -223,9 +223,15 @@ def bfloat16_is_faster(config: EncoderConfig, device: torch.device) -> bool:
         for dtype in (torch.float32, torch.bfloat16)
     }
     seconds = dict.fromkeys(factors, math.inf)
+    # On one thread: several wait for the slowest, which on a busy machine is slow in any dtype.
+    threads = torch.get_num_threads()
+    if kernels.load():
+        kernels.use_threads(1)
     for _ in range(16):  # by turns, so that a busy moment of the machine is one of both
         for dtype, (left, right) in factors.items():
             seconds[dtype] = min(seconds[dtype], _time_product(left, right))
+    if kernels.load():
+        kernels.use_threads(threads)
     return seconds[torch.float32] > _WORTHWHILE * seconds[torch.bfloat16]
 
 
