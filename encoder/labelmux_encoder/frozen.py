@@ -124,17 +124,16 @@ class FrozenEncoder:
         """
         if isinstance(self._pass, CudaPass):
             self._pass.warm_up(all_buckets())
-        ends, threads = time.monotonic() + budget_s, self.shares.passes
+        ends, divided = time.monotonic() + budget_s, self.shares.passes > 1
         for done, lengths in enumerate(warm_up_lengths(self.config.max_tokens)):
             if time.monotonic() > ends:
                 return done
             ids = torch.zeros(sum(lengths), dtype=torch.int64)
             rows = PackedRows(ids, ids, lengths)
             self(rows)
-            if threads > 1:
-                self.use_threads(1)
-                self(rows)
-                self.use_threads(threads)
+            if divided:
+                with kernels.one_thread():
+                    self(rows)
         return done + 1
 
 
@@ -224,14 +223,10 @@ def bfloat16_is_faster(config: EncoderConfig, device: torch.device) -> bool:
     }
     seconds = dict.fromkeys(factors, math.inf)
     # On one thread: several wait for the slowest, which on a busy machine is slow in any dtype.
-    threads = torch.get_num_threads()
-    if kernels.load():
-        kernels.use_threads(1)
-    for _ in range(16):  # by turns, so that a busy moment of the machine is one of both
-        for dtype, (left, right) in factors.items():
-            seconds[dtype] = min(seconds[dtype], _time_product(left, right))
-    if kernels.load():
-        kernels.use_threads(threads)
+    with kernels.one_thread():
+        for _ in range(16):  # by turns, so that a busy moment of the machine is one of both
+            for dtype, (left, right) in factors.items():
+                seconds[dtype] = min(seconds[dtype], _time_product(left, right))
     return seconds[torch.float32] > _WORTHWHILE * seconds[torch.bfloat16]
 
 

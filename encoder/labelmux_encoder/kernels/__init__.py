@@ -8,6 +8,8 @@ same features by plain torch, slower.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +67,20 @@ def load(folder: Path = FOLDER) -> bool:
 def use_threads(count: int) -> None:
     """Let what the calling thread computes take so many threads; other threads keep their count."""
     torch.ops.labelmux.use_threads(count)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """The calling thread computes alone for a while; without the kernels nothing changes."""
+    if not load():
+        yield
+        return
+    threads = torch.get_num_threads()
+    use_threads(1)
+    try:
+        yield
+    finally:
+        use_threads(threads)
 
 
 def has_bfloat16() -> bool:
