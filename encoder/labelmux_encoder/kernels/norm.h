@@ -13,12 +13,26 @@ struct Norm {
   float epsilon;
 };
 
-// LayerNorm of `buffer`, which has this mean.
-template <typename T>
-void norm_row(const float* buffer, float mean, const Norm& norm, int64_t hidden, T* out) {
-  const int64_t whole = hidden / kLanes * kLanes;
-  Floats squares(0.0f);
+// LayerNorm of values that `lanes` gives from a place on, and `one` at a place. `buffer` has room
+// for `hidden` floats.
+template <typename T, typename Lanes, typename One>
+void norm_row(const Lanes& lanes, const One& one, const Norm& norm, int64_t hidden, float* buffer,
+              T* out) {
+  Floats sum(0.0f);
   float tail = 0.0f;
+  const int64_t whole = hidden / kLanes * kLanes;
+  for (int64_t h = 0; h < whole; h += kLanes) {
+    const Floats value = lanes(h);
+    value.store(buffer + h);
+    sum = sum + value;
+  }
+  for (int64_t h = whole; h < hidden; ++h) {
+    buffer[h] = one(h);
+    tail += buffer[h];
+  }
+  const float mean = (sum_of(sum) + tail) / hidden;
+  Floats squares(0.0f);
+  tail = 0.0f;
   for (int64_t h = 0; h < whole; h += kLanes) {
     const Floats centred = Floats::loadu(buffer + h) - Floats(mean);
     squares = at::vec::fmadd(centred, centred, squares);
@@ -37,44 +51,31 @@ void norm_row(const float* buffer, float mean, const Norm& norm, int64_t hidden,
   }
 }
 
-// LayerNorm(x + residual). `buffer` has room for `hidden` floats.
+// LayerNorm(x + residual).
 template <typename T>
 void add_norm_row(const T* x, const T* residual, const Norm& norm, int64_t hidden, float* buffer,
                   T* out) {
-  Floats sum(0.0f);
-  float tail = 0.0f;
-  const int64_t whole = hidden / kLanes * kLanes;
-  for (int64_t h = 0; h < whole; h += kLanes) {
-    const Floats value = load(x + h) + load(residual + h);
-    value.store(buffer + h);
-    sum = sum + value;
-  }
-  for (int64_t h = whole; h < hidden; ++h) {
-    buffer[h] = static_cast<float>(x[h]) + static_cast<float>(residual[h]);
-    tail += buffer[h];
-  }
-  norm_row<T>(buffer, (sum_of(sum) + tail) / hidden, norm, hidden, out);
+  norm_row<T>([&](int64_t h) { return load(x + h) + load(residual + h); },
+              [&](int64_t h) { return static_cast<float>(x[h]) + static_cast<float>(residual[h]); },
+              norm, hidden, buffer, out);
 }
 
-// LayerNorm of a sum of `count` rows. `buffer` has room for `hidden` floats.
+// LayerNorm of a sum of `count` rows.
 template <typename T>
 void sum_norm_row(const float* const* rows, int64_t count, const Norm& norm, int64_t hidden,
                   float* buffer, T* out) {
-  Floats sum(0.0f);
-  float tail = 0.0f;
-  const int64_t whole = hidden / kLanes * kLanes;
-  for (int64_t h = 0; h < whole; h += kLanes) {
-    Floats value = Floats::loadu(rows[0] + h);
-    for (int64_t row = 1; row < count; ++row) value = value + Floats::loadu(rows[row] + h);
-    value.store(buffer + h);
-    sum = sum + value;
-  }
-  for (int64_t h = whole; h < hidden; ++h) {
-    buffer[h] = 0.0f;
-    for (int64_t row = 0; row < count; ++row) buffer[h] += rows[row][h];
-    tail += buffer[h];
-  }
-  norm_row<T>(buffer, (sum_of(sum) + tail) / hidden, norm, hidden, out);
+  norm_row<T>(
+      [&](int64_t h) {
+        Floats value = Floats::loadu(rows[0] + h);
+        for (int64_t row = 1; row < count; ++row) value = value + Floats::loadu(rows[row] + h);
+        return value;
+      },
+      [&](int64_t h) {
+        float value = 0.0f;
+        for (int64_t row = 0; row < count; ++row) value += rows[row][h];
+        return value;
+      },
+      norm, hidden, buffer, out);
 }
 
 }  // namespace labelmux
