@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +113,9 @@ def _ytuning(
 ) -> Any:
     """Train as ``labelmux train`` does by default."""
     count = len(task.labels)
-    sizes, starts = choose_sizes(loaded, count), train.class_means(count)
+    sizes, starts = choose_sizes(loaded, count), partial(train.class_means, count)
     found = fit(sizes, task.labels, train, dev, TrainerSettings(seed=seed), starts)
-    return found.history[found.best].dev
+    return found.kept.dev
 
 
 def scores(gold: Ids, predicted: Ids) -> dict[str, float]:

@@ -22,6 +22,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from typing_extensions import override
 
 from labelmux_adapters.errors import shown
 
@@ -152,20 +153,37 @@ class Readout(nn.Module):
         After it, what is pooled from a text scores highest with the labels nearest to it.
 
         Args:
-            label_features: one pooled feature vector per label, in label order. [K, H]
+            label_features: one pooled feature vector per label, in label order; NaN of which
+                nothing is known, such as a tag that only words beyond the token limit have. [K, H]
         """
         with torch.no_grad():
             nn.init.orthogonal_(self.pooled.weight)
             nn.init.zeros_(self.pooled.bias)
-            centred = label_features - label_features.mean(0)
+            centre = label_features.nanmean(0)
+            centred = (label_features - centre).nan_to_num()
             projected = functional.linear(centred, self.pooled.weight)
             self.label_vectors.copy_(functional.layer_norm(projected, projected.shape[-1:]))
-            self.pooled.bias.copy_(-functional.linear(label_features.mean(0), self.pooled.weight))
+            self.pooled.bias.copy_(-functional.linear(centre, self.pooled.weight))
+
+    def silence(self) -> None:
+        """Let attention and feed-forward add nothing, so that the pooled features alone decide."""
+        with torch.no_grad():
+            self.task_vector.zero_()
+            for layer in self._adding():
+                layer.weight.zero_()
+                layer.bias.zero_()
+
+    def _adding(self) -> list[nn.Linear]:
+        """The last layer of each block."""
+        return [self.self_out, self.ffn_out]
 
     def mixed(self, features: Tensor) -> Tensor:
         """The features this task reads. [L+1, B, T, H] -> [B, T, H]"""
-        weights = self.mix.softmax(0) * self.mix_scale
-        return torch.einsum("l,lbth->bth", weights, normalise_states(features))
+        return torch.einsum("l,lbth->bth", self.mix_weights(), normalise_states(features))
+
+    def mix_weights(self) -> Tensor:
+        """How much of each state it reads. [L+1]"""
+        return self.mix.softmax(0) * self.mix_scale
 
     def label_states(self) -> Tensor:
         """Task and label vectors after they attended to each other; no text in it. [K+1, W]"""
@@ -202,6 +220,10 @@ class YTuning(Readout):
         self.cross_key = nn.Linear(hidden, width, bias=False)
         self.cross_value = nn.Linear(hidden, width)
         self.cross_out = nn.Linear(width, width)
+
+    @override
+    def _adding(self) -> list[nn.Linear]:
+        return [*super()._adding(), self.cross_out]
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         """Logits, uncalibrated. [L+1, B, T, H], [B, T] -> [B, K]"""

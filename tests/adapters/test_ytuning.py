@@ -76,6 +76,26 @@ def test_label_start_ranks_each_class_mean_first() -> None:
     assert similarity.argmax(1).tolist() == [0, 1, 2, 3]
 
 
+def test_a_label_of_which_nothing_is_known_starts_between_the_others() -> None:
+    module = YTuning(SIZES, 3)
+    known = torch.randn(2, 16)
+    module.start_labels(torch.cat([known, torch.full((1, 16), torch.nan)]))
+    assert module.label_vectors[2].eq(0).all()
+    assert torch.allclose(module.pooled(known.mean(0)), torch.zeros(SIZES.width), atol=1e-5)
+    assert not module.label_vectors.isnan().any()
+
+
+def test_a_silenced_readout_gives_each_label_the_texts_like_it() -> None:
+    torch.manual_seed(0)
+    module = YTuning(SIZES, 4).eval()
+    like = torch.randn(4, 1, 16) * 3  # one text of one token for each label
+    features = like.expand(SIZES.states, 4, 1, 16)
+    module.start_labels(module.mixed(features)[:, 0].detach())
+    module.silence()
+    logits = module(features, torch.ones(4, 1, dtype=torch.bool))
+    assert logits.argmax(1).tolist() == [0, 1, 2, 3]
+
+
 def test_the_margin_loss_is_the_papers_formula() -> None:
     logits = torch.tensor([[2.0, 1.5, -1.0], [0.0, 3.0, 2.9]])
     gold = torch.tensor([0, 2])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +93,31 @@ def test_it_stops_when_dev_stops_improving(
     found = fit(SIZES, LABELS, train, unlearnable, replace(settings, epochs=60, patience=3))
     assert len(found.history) == found.best + 1 + 3
     assert len(found.history) < 60
+
+
+def test_labels_features_alone_are_kept_where_no_epoch_comes_up_to_them(
+    rows: tuple[Labelled, Labelled], settings: TrainerSettings
+) -> None:
+    train, dev = rows
+    means = partial(train.class_means, len(LABELS))
+    found = fit(SIZES, LABELS, train, dev, replace(settings, learning_rate=100.0), means)
+    assert found.untrained is not None
+    assert found.kept.dev.accuracy == 1 > found.history[found.best].dev.accuracy
+    logits = np.stack(predict(from_tensors(SIZES, 3, found.tensors), dev.features))
+    assert (logits.argmax(axis=1) == dev.gold).all()
+
+
+def test_training_is_kept_where_labels_features_alone_mislead(
+    rows: tuple[Labelled, Labelled], settings: TrainerSettings
+) -> None:
+    train, dev = rows
+
+    def misleading(mix: torch.Tensor) -> torch.Tensor:
+        return train.class_means(len(LABELS), mix).roll(1, 0)
+
+    found = fit(SIZES, LABELS, train, dev, replace(settings, epochs=40, patience=0), misleading)
+    assert found.untrained is None
+    assert found.kept == found.history[found.best]
 
 
 def test_progress_hears_every_step(

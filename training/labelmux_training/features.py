@@ -109,21 +109,27 @@ class Features:
         """Mean of the last state over each text's real tokens. [rows, H]"""
         return self._token_means(lambda states: states[:, -1])
 
-    def mixed_means(self) -> Tensor:
-        """The same of the average of all states, each normalised: what a new adapter pools."""
-        return self._token_means(lambda states: normalise_states(states).mean(1))
+    def mixed_means(self, mix: Tensor) -> Tensor:
+        """The same of a mix of all states, each normalised: what a new adapter pools.
 
-    def mixed_sums(self, tokens: Tensor, classes: Tensor, count: int) -> Tensor:
-        """Sums over tokens of one class of the average of all states, each normalised. [count, H]
+        Args:
+            mix: how much of each state. [L+1]
+        """
+        return self._token_means(lambda states: _mixed(states, mix))
+
+    def mixed_sums(self, tokens: Tensor, classes: Tensor, count: int, mix: Tensor) -> Tensor:
+        """Sums over tokens of one class of a mix of all states, each normalised. [count, H]
 
         Args:
             tokens: rows of ``values``. [n]
             classes: of each, below ``count``. [n]
+            count: how many classes there are.
+            mix: how much of each state. [L+1]
         """
         sums = torch.zeros(count, self.values.shape[1] // self.states)
         for part, of in zip(tokens.split(PASS_TOKENS), classes.split(PASS_TOKENS), strict=True):
             states = self.values[part].float().unflatten(1, (self.states, -1))
-            sums.index_add_(0, of, normalise_states(states).mean(1))
+            sums.index_add_(0, of, _mixed(states, mix))
         return sums
 
     def _token_means(self, read: Callable[[Tensor], Tensor]) -> Tensor:
@@ -140,6 +146,11 @@ class Features:
             sums.index_add_(0, owner, read(states))
             means[rows] = sums / lengths[:, None]
         return means
+
+
+def _mixed(states: Tensor, mix: Tensor) -> Tensor:
+    """[tokens, L+1, H], [L+1] -> [tokens, H]"""
+    return torch.einsum("tlh,l->th", normalise_states(states), mix)
 
 
 def by_length(

@@ -109,8 +109,8 @@ class Kind(ABC):
         """How good calibrated answers are."""
 
     @abstractmethod
-    def class_means(self, features: Features, gold: Any, labels: int) -> Tensor:
-        """Features that stand for each label. [K, H]"""
+    def class_means(self, features: Features, gold: Any, labels: int, mix: Tensor) -> Tensor:
+        """Features that stand for each label, of this mix of states. [K, H]"""
 
     def logits(self, found: Sequence[Logits]) -> Any:
         """One array per row, as this kind has them."""
@@ -160,9 +160,9 @@ class SingleLabel(Kind):
         return measure(gold, scores_of(logits, self.name, calibration.temperature))
 
     @override
-    def class_means(self, features: Features, gold: Ids, labels: int) -> Tensor:
+    def class_means(self, features: Features, gold: Ids, labels: int, mix: Tensor) -> Tensor:
         """Each label's mean over its rows' mixed means; a label without rows gives NaN."""
-        means, ids = features.mixed_means(), torch.from_numpy(gold)
+        means, ids = features.mixed_means(mix), torch.from_numpy(gold)
         sums = torch.zeros(labels, means.shape[1]).index_add_(0, ids, means)
         return sums / torch.bincount(ids, minlength=labels)[:, None]
 
@@ -217,10 +217,10 @@ class MultiLabel(Kind):
         return measure_labels(gold, scores >= np.asarray(thresholds, np.float32))
 
     @override
-    def class_means(self, features: Features, gold: Flags, labels: int) -> Tensor:
+    def class_means(self, features: Features, gold: Flags, labels: int, mix: Tensor) -> Tensor:
         """Each label's mean over the rows that have it; one without rows gives NaN."""
         flags = torch.from_numpy(gold).float()
-        return flags.T @ features.mixed_means() / flags.sum(0)[:, None]
+        return flags.T @ features.mixed_means(mix) / flags.sum(0)[:, None]
 
 
 @dataclass(frozen=True)
@@ -330,14 +330,14 @@ class Tokens(Kind):
         return wanted, found
 
     @override
-    def class_means(self, features: Features, gold: WordTags, labels: int) -> Tensor:
+    def class_means(self, features: Features, gold: WordTags, labels: int, mix: Tensor) -> Tensor:
         """Each tag's mean over the tokens at which it is read; one without any gives NaN."""
         starts = features.starts.numpy()
         places = [start + found for start, found in zip(starts, gold.tokens, strict=True)]
         read = np.concatenate(gold.tokens) >= 0
         tokens = torch.from_numpy(np.concatenate(places)[read])
         tags = torch.from_numpy(np.concatenate(gold.tags)[read])
-        sums = features.mixed_sums(tokens, tags, labels)
+        sums = features.mixed_sums(tokens, tags, labels, mix)
         return sums / torch.bincount(tags, minlength=labels)[:, None]
 
     @override

@@ -75,13 +75,7 @@ def fit_probe(
     probes = []
     for strength in STRENGTHS:
         tensors, loss = _solve(inputs, train, len(labels), strength)
-        logits = dev.kind.logits(_read(dev_inputs, tensors))
-        calibration = dev.kind.calibrate(dev.gold, logits)
-        epoch = Epoch(
-            train_loss=loss,
-            dev_loss=dev.kind.dev_loss(dev.gold, logits),
-            dev=dev.kind.measure(dev.gold, logits, labels, calibration),
-        )
+        epoch = Epoch.of(loss, dev, _read(dev_inputs, tensors), labels)
         probes.append(Probe(strength, tensors, epoch, train.kind, read))
     return max(probes, key=lambda probe: probe.epoch.rank)
 

@@ -77,10 +77,24 @@ class Learner(ABC):
 class Epoch:
     """What one epoch came to."""
 
+    #: NaN where nothing was trained.
     train_loss: float
     dev_loss: float
     #: At the calibration that fits this epoch.
     dev: AnyMetrics
+
+    @classmethod
+    def of(
+        cls, train_loss: float, dev: LabelledRows, found: Sequence[Logits], labels: Sequence[str]
+    ) -> Epoch:
+        """What these logits of dev's rows come to."""
+        logits = dev.kind.logits(found)
+        calibration = dev.kind.calibrate(dev.gold, logits)
+        return cls(
+            train_loss=train_loss,
+            dev_loss=dev.kind.dev_loss(dev.gold, logits),
+            dev=dev.kind.measure(dev.gold, logits, labels, calibration),
+        )
 
     @property
     def rank(self) -> tuple[float, float]:
@@ -96,6 +110,13 @@ class Fit:
     history: tuple[Epoch, ...]
     #: Index into ``history``.
     best: int
+    #: What the tensors come to where they are no epoch's: untrained, they were better on dev.
+    untrained: Epoch | None = None
+
+    @property
+    def kept(self) -> Epoch:
+        """What the tensors come to."""
+        return self.untrained or self.history[self.best]
 
 
 class Loop:
@@ -164,14 +185,9 @@ class Loop:
             total += self._step(batch, number * self._epoch_steps + place) * len(batch)
             self._progress.advance()
         self._learner.module.eval()
-        dev = self._learner.dev
-        logits = dev.kind.logits(self._learner.dev_logits())
-        calibration = dev.kind.calibrate(dev.gold, logits)
-        return Epoch(
-            train_loss=total / (self._passes * len(self._learner.train.token_counts)),
-            dev_loss=dev.kind.dev_loss(dev.gold, logits),
-            dev=dev.kind.measure(dev.gold, logits, self._labels, calibration),
-        )
+        seen = self._passes * len(self._learner.train.token_counts)
+        found = self._learner.dev_logits()
+        return Epoch.of(total / seen, self._learner.dev, found, self._labels)
 
     def _step(self, batch: npt.NDArray[np.int64], step: int) -> float:
         train = self._learner.train

@@ -7,10 +7,9 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
-from torch import Tensor
 from typing_extensions import override
 
 from labelmux_adapters.edited import EditMethod
@@ -31,7 +30,7 @@ from labelmux_training.run_folder import Checkpoint
 from labelmux_training.serving import serve_features, serve_tokens
 from labelmux_training.sizes import LARGEST_SHARE, choose_edit_sizes, choose_sizes, share
 from labelmux_training.task_rows import TaskRows
-from labelmux_training.trainer import Labelled, fit
+from labelmux_training.trainer import LabelFeatures, Labelled, fit
 
 #: What a linear head reads where nothing is asked for.
 DEFAULT_POOLING: Pooling = "mean"
@@ -174,16 +173,16 @@ class YTuningRecipe(FromFeatures):
             self.progress,
         )
 
-    def _label_features(self) -> Tensor | None:
-        """What the label vectors start from. [K, H]"""
+    def _label_features(self) -> LabelFeatures | None:
+        """What the label vectors start from."""
         start, labels = self.options.trainer.label_start, self.task.labels
         if start == "random":
             return None
         if start == "label_names":
             names = [label.replace("_", " ").replace("-", " ").strip() or label for label in labels]
             cache = FeatureCache(self.options.cache_dir)
-            return cache.features(self.loaded, names, self.max_tokens).mixed_means()
-        return self.encoded.train.class_means(len(labels))
+            return cache.features(self.loaded, names, self.max_tokens).mixed_means
+        return partial(self.encoded.train.class_means, len(labels))
 
 
 class LinearRecipe(FromFeatures):

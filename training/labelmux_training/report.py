@@ -19,7 +19,7 @@ from labelmux_adapters.quality import label_counts
 from labelmux_adapters.scores import DEFAULT_THRESHOLD, scores_of
 from labelmux_training.data import Dataset
 from labelmux_training.kinds import Kind, Tokens
-from labelmux_training.loop import Epoch
+from labelmux_training.loop import Fit
 from labelmux_training.metrics import (
     BINS,
     AnyMetrics,
@@ -69,9 +69,7 @@ class Report:
     logits: Any
     labels: tuple[str, ...]
     calibration: Calibration
-    history: tuple[Epoch, ...]
-    #: The epoch that was kept, as an index into ``history``.
-    best: int
+    fit: Fit
     #: Metrics by what they were measured on.
     numbers: Mapping[str, AnyMetrics]
     settings: Mapping[str, str]
@@ -85,8 +83,7 @@ class Report:
 def render_report(report: Report) -> str:
     """The page. Whatever came from a file is escaped."""
     summary = (
-        f"{len(report.labels)} labels, {report.numbers['dev'].rows} dev rows; "
-        f"epoch {report.best + 1} of {len(report.history)} was kept."
+        f"{len(report.labels)} labels, {report.numbers['dev'].rows} dev rows; {_kept(report.fit)}."
     )
     title = f"labelmux: {escape(report.task)}"
     return "\n".join(
@@ -283,6 +280,15 @@ def _hardest(report: Report) -> str:
     return _table(header, rows, numeric=(2, 4))
 
 
+def _kept(fit: Fit) -> str:
+    if fit.untrained is None:
+        return f"epoch {fit.best + 1} of {len(fit.history)} was kept"
+    return (
+        f"none of {len(fit.history)} epochs came up to a readout of the labels' features alone "
+        f"(dev score {fit.untrained.dev.score:.3f}), which was kept"
+    )
+
+
 def _image(figure: Figure, description: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
@@ -295,23 +301,19 @@ def _training_plot(report: Report) -> Figure:
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(5.2, 3.8))
-    epochs = range(1, len(report.history) + 1)
+    history = report.fit.history
+    epochs = range(1, len(history) + 1)
     losses = figure.add_subplot()
-    losses.plot(epochs, [e.train_loss for e in report.history], color=_PALE, label="train loss")
-    losses.plot(epochs, [e.dev_loss for e in report.history], color=_INK, label="dev loss")
+    losses.plot(epochs, [e.train_loss for e in history], color=_PALE, label="train loss")
+    losses.plot(epochs, [e.dev_loss for e in history], color=_INK, label="dev loss")
     losses.set_xlabel("epoch")
     losses.set_ylabel("loss")
     losses.xaxis.set_major_locator(MaxNLocator(integer=True))
     scores = losses.twinx()
-    scores.plot(
-        epochs,
-        [e.dev.score for e in report.history],
-        color=_ACCENT,
-        marker="o",
-        markersize=3,
-        label="dev score",
-    )
-    scores.axvline(report.best + 1, color=_ACCENT, linewidth=0.8, linestyle=":")
+    dev = [e.dev.score for e in history]
+    scores.plot(epochs, dev, color=_ACCENT, marker="o", markersize=3, label="dev score")
+    if report.fit.untrained is None:
+        scores.axvline(report.fit.best + 1, color=_ACCENT, linewidth=0.8, linestyle=":")
     scores.set_ylabel("dev score", color=_ACCENT)
     figure.legend(loc="upper center", ncol=3, frameon=False, fontsize=8)
     return figure

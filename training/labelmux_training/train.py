@@ -130,8 +130,7 @@ def _finish(recipe: Recipe, found: Fit) -> TrainResult:
         logits=logits,
         labels=task.labels,
         calibration=assembly.calibration,
-        history=found.history,
-        best=found.best,
+        fit=found,
         numbers=_report_numbers(result),
         settings=_report_settings(options, result),
     )

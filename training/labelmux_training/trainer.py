@@ -5,8 +5,9 @@ The process's random state is left as it was.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,17 @@ from typing_extensions import override
 from labelmux_adapters.ytuning import Readout, TokenYTuning, YTuningSizes, to_tensors
 from labelmux_training.features import Features, by_length
 from labelmux_training.kinds import KINDS, Kind, Logits
-from labelmux_training.loop import Fit, Learner, Loop
+from labelmux_training.loop import Epoch, Fit, Learner, Loop
 from labelmux_training.progress import NoProgress, Progress
 from labelmux_training.settings import TrainerSettings
 
 #: Padded tokens in one readout of dev.
 _DEV_TOKENS = 8192
+#: By how much the last state leads the others, before the softmax, in a mix that is mostly it.
+_LAST_STATE_LEAD = 3.0
+
+#: Vectors that stand for the labels [K, H], of a mix over states [L+1].
+LabelFeatures = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +46,9 @@ class Labelled:
         counts: npt.NDArray[np.int64] = self.features.lengths.numpy()
         return counts
 
-    def class_means(self, labels: int) -> Tensor:
-        """Features that stand for each label; one without rows gives NaN. [K, H]"""
-        return self.kind.class_means(self.features, self.gold, labels)
+    def class_means(self, labels: int, mix: Tensor) -> Tensor:
+        """Features that stand for each label; one without rows gives NaN. [L+1] -> [K, H]"""
+        return self.kind.class_means(self.features, self.gold, labels, mix)
 
 
 def fit(
@@ -51,10 +57,13 @@ def fit(
     train: Labelled,
     dev: Labelled,
     settings: TrainerSettings,
-    label_features: Tensor | None = None,
+    label_features: LabelFeatures | None = None,
     progress: Progress | None = None,
 ) -> Fit:
     """Train an adapter and keep the epoch with the best dev score, ties by dev loss.
+
+    Where labels have features of their own, texts can be told apart by those alone, and with a row
+    or two a label no epoch may come up to that: then this is what is kept.
 
     Args:
         sizes: the adapter's; ``hidden`` and ``states`` must be those of the features.
@@ -62,16 +71,37 @@ def fit(
         train: rows to learn from.
         dev: rows that decide which epoch is kept and when to stop.
         settings: see there.
-        label_features: vectors for ``start_labels``; None starts the labels at random. [K, H]
+        label_features: what the label vectors start from; None starts them at random.
         progress: told of each step and epoch.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         module = train.kind.module(sizes, len(labels), settings.dropout)
         if label_features is not None:
-            module.start_labels(label_features)
+            module.start_labels(label_features(module.mix_weights().detach()))
         learner = _YTuningLearner(module, train, dev, settings)
-        return Loop(learner, labels, settings, progress or NoProgress()).run()
+        found = Loop(learner, labels, settings, progress or NoProgress()).run()
+        if label_features is None:
+            return found
+        untrained = [
+            replace(found, tensors=tensors, untrained=epoch)
+            for lead in (0.0, _LAST_STATE_LEAD)
+            for tensors, epoch in [_untrained(learner, labels, label_features, lead)]
+        ]
+    return max(found, *untrained, key=lambda fit: fit.kept.rank)
+
+
+def _untrained(
+    learner: _YTuningLearner, labels: Sequence[str], label_features: LabelFeatures, lead: float
+) -> tuple[dict[str, Tensor], Epoch]:
+    """A readout of labels' features alone, its mix even but for the last state's lead."""
+    module = learner.dev.kind.module(learner.readout.sizes, len(labels), dropout=0.0)
+    with torch.no_grad():
+        module.mix[-1] = lead
+        module.start_labels(label_features(module.mix_weights()))
+    module.silence()
+    found = predict(module, learner.dev_features)
+    return to_tensors(module), Epoch.of(math.nan, learner.dev, found, labels)
 
 
 def predict(module: Readout, features: Features) -> list[Logits]:
@@ -104,9 +134,9 @@ class _YTuningLearner(Learner):
         self, module: Readout, train: Labelled, dev: Labelled, settings: TrainerSettings
     ) -> None:
         super().__init__(module, train, dev)
-        self._readout = module
+        self.readout = module
         self._train_features = train.features
-        self._dev_features = dev.features
+        self.dev_features = dev.features
         self._token_dropout = settings.token_dropout
 
     @override
@@ -114,15 +144,15 @@ class _YTuningLearner(Learner):
         features, mask = self._train_features.batch(batch)
         if self._token_dropout:
             mask = _drop_tokens(mask, self._token_dropout)
-        return _read(self._readout, features, mask)
+        return _read(self.readout, features, mask)
 
     @override
     def dev_logits(self) -> list[Logits]:
-        return predict(self._readout, self._dev_features)
+        return predict(self.readout, self.dev_features)
 
     @override
     def tensors(self) -> dict[str, Tensor]:
-        return to_tensors(self._readout)
+        return to_tensors(self.readout)
 
     @override
     def decays(self, name: str, parameter: Tensor) -> bool:
