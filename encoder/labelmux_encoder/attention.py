@@ -150,7 +150,7 @@ def packed_attention(
     context = qkv.new_zeros(qkv.shape[0], qkv.shape[1] // 3)
     for group, own_tables, prefix in zip(groups, tables, prefixes, strict=True):
         assert group.places is not None
-        own = qkv[group.places.padded.flatten()]
+        own = qkv.index_select(0, group.places.padded.flatten())  # its gradient is the faster
         found = _group_attention(own, heads, own_tables, group, prefix)
         context = context.index_copy(0, group.places.destinations, found[group.places.real])
     return context
@@ -201,7 +201,19 @@ def disentangled_attention(
         )
         key, value = torch.cat([before_key, key], 2), torch.cat([before_value, value], 2)
         bias = None if bias is None else functional.pad(bias, (before_key.shape[2], 0))
+    if query.device.type == "cpu" and query.requires_grad and bias is not None:
+        return _attend(query, key, value, bias)
     return functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """The same, where torch would fall back on a slower path: its fused one has no gradient."""
+    shape = (*query.shape[:-1], key.shape[-2])
+    query, key, bias = (part.flatten(0, 1) for part in (query, key, bias.expand(shape)))
+    logits = torch.baddbmm(bias, query, key.transpose(-1, -2)).view(shape)
+    with torch.autocast("cpu", enabled=False):  # it would go by way of float32
+        weights = logits.softmax(-1)
+    return weights @ value
 
 
 def _position_bias(query: Tensor, key: Tensor, tables: PositionTables) -> Tensor | None:
