@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -43,6 +44,23 @@ def made(name: str) -> tuple[EncoderConfig, EncoderTensors]:
 def test_the_kernels_are_built_where_there_is_a_compiler() -> None:
     if shutil.which("g++") and kernels.unit_of_this_machine():
         assert kernels.load(), "run python -m labelmux_encoder.kernels"
+
+
+def test_a_build_of_other_sources_is_not_loaded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = [tmp_path / name / "kernels" for name in ("before", "after")]
+    for at, folder in enumerate(folders):
+        folder.mkdir(parents=True)
+        (folder / "kernels.cpp").write_text(f"int version = {at};")
+    unit = kernels.unit_of_this_machine()
+    if unit is None:
+        pytest.skip("the kernels know no vector unit of this machine")
+    before, after = (kernels.library_path(folder, unit).name for folder in folders)
+    assert before != after
+    (folders[1] / before).touch()  # what is left of an earlier build
+    assert not kernels.load(folders[1])
+    assert "build them with python -m after.kernels" in caplog.text
 
 
 @needs_kernels

@@ -8,6 +8,8 @@ same features by plain torch, slower.
 from __future__ import annotations
 
 import functools
+import hashlib
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from labelmux_encoder.attention import PositionTables
+
+_log = logging.getLogger(__name__)
 
 #: The sources and builds of this room.
 FOLDER = Path(__file__).parent
@@ -42,8 +46,18 @@ UNITS: dict[str, tuple[str, ...]] = {
 
 
 def library_path(folder: Path, unit: str) -> Path:
-    """Where a folder's build for a vector unit lies; its name has torch's version, as its ABI."""
-    return folder / f"{unit}-torch{torch.__version__}.so"
+    """Where a folder's build for a vector unit lies.
+
+    Its name has torch's version, as its ABI, and a digest of its sources: a build of other sources
+    has operators of another kind, and is never loaded.
+    """
+    return folder / f"{unit}-torch{torch.__version__}-{_digest(folder)}.so"
+
+
+@functools.cache
+def _digest(folder: Path) -> str:
+    sources = (folder / "kernels.cpp", *sorted(FOLDER.glob("*.h")))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
 
 
 def unit_of_this_machine() -> str | None:
@@ -58,9 +72,17 @@ def unit_of_this_machine() -> str | None:
 def load(folder: Path = FOLDER) -> bool:
     """Make the operators of a folder's build for this machine available; False if there is none."""
     unit = unit_of_this_machine()
-    if unit is None or not library_path(folder, unit).exists():
+    if unit is None:
         return False
-    torch.ops.load_library(str(library_path(folder, unit)))
+    library = library_path(folder, unit)
+    if not library.exists():
+        _log.warning(
+            "no kernels for %s are built from these sources: plain torch computes, at a third of "
+            "the speed; build them with python -m %s.kernels",
+            *(unit, folder.parent.name),
+        )
+        return False
+    torch.ops.load_library(str(library))
     return True
 
 

@@ -19,7 +19,7 @@ _FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-DNDEBUG", "-fno
 
 
 def build(folder: Path, units: Sequence[str] = ()) -> int:
-    """Build what is missing or older than its source; say so where nothing can be built.
+    """Build what is missing; say so where nothing can be built.
 
     Returns:
         An exit status: 1 if a compiler failed.
@@ -29,20 +29,12 @@ def build(folder: Path, units: Sequence[str] = ()) -> int:
         what = "no C++ compiler" if compiler is None else f"no kernels for {platform.machine()}"
         sys.stderr.write(f"{what}: plain torch will serve, slower\n")
         return 0
-    wanted = [unit for unit in units or UNITS if _is_stale(folder, unit)]
+    wanted = [unit for unit in units or UNITS if not library_path(folder, unit).exists()]
     with ThreadPoolExecutor() as pool:
         said = list(pool.map(lambda unit: _compile(folder, unit, compiler), wanted))
     for unit, words in zip(wanted, said, strict=True):
         sys.stderr.write(f"{folder.parent.name} kernels for {unit}: {words or 'built'}\n")
     return 1 if any(said) else 0
-
-
-def _is_stale(folder: Path, unit: str) -> bool:
-    library = library_path(folder, unit)
-    sources = (folder / "kernels.cpp", *FOLDER.glob("*.h"))
-    return not library.exists() or any(
-        source.stat().st_mtime > library.stat().st_mtime for source in sources
-    )
 
 
 def _compile(folder: Path, unit: str, compiler: str) -> str:
@@ -61,4 +53,7 @@ def _compile(folder: Path, unit: str, compiler: str) -> str:
         unfinished.unlink(missing_ok=True)
         return done.stderr or f"{compiler} ended with {done.returncode}"
     unfinished.replace(target)
+    for other in folder.glob(f"{unit}-torch*.so"):
+        if other != target:
+            other.unlink(missing_ok=True)
     return ""
