@@ -16,8 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from labelmux_encoder.batch import pack_rows, unpack
-from labelmux_encoder.model import derive, run_pass
+from labelmux_encoder.batch import PackedRows, pack_rows, unpack
+from labelmux_encoder.cpu_pass import CpuPass, supports
+from labelmux_encoder.frozen import Pass
+from labelmux_encoder.model import cast, derive, run_pass
+from labelmux_encoder.plain_pass import PlainPass
 from labelmux_encoder.tokenizer import TextInput, TokenRow
 from labelmux_encoder.weights import LoadedEncoder
 from labelmux_training.features import by_length
@@ -117,21 +120,34 @@ class FullFit:
 
     @torch.no_grad()
     def answer_rows(self, rows: Sequence[TokenRow]) -> list[Logits]:
-        """Logits of each row. Each [K], or [T, K] of a token task"""
+        """Logits of each row, by the pass that serves. Each [K], or [T, K] of a token task"""
         lengths = np.array([len(row.token_ids) for row in rows])
         found: list[Logits] = [np.empty(0, np.float32)] * len(rows)
+        served = self._served()
         for batch in by_length(lengths, _PREDICTED_TOKENS):
-            logits = self.logits([rows[i] for i in batch], 0.0).numpy()
+            packed = pack_rows([rows[i] for i in batch])
+            logits = self._read(served(packed)[-1], packed, 0.0).numpy()
             for row, own in zip(batch, logits, strict=True):
                 found[row] = own[: lengths[row]] if self._reads_tokens else own
         return found
 
     def logits(self, rows: Sequence[TokenRow], dropout: float) -> Tensor:
-        """[rows, K], or [rows, T, K] of a token task"""
+        """With gradients. [rows, K], or [rows, T, K] of a token task"""
         packed = pack_rows(rows)
         with torch.autocast("cpu", torch.bfloat16, enabled=self._bfloat16):
             tensors = derive(self._config, self.state, max_tokens=max(packed.lengths))
             last = run_pass(self._config, tensors, packed)[-1]
+        return self._read(last, packed, dropout)
+
+    def _served(self) -> Pass:
+        dtype = torch.bfloat16 if self._bfloat16 else torch.float32
+        tensors = derive(self._config, self.state)
+        if supports(self._config):
+            return CpuPass(self._config, tensors, dtype)
+        return PlainPass(self._config, cast(tensors, dtype))
+
+    def _read(self, last: Tensor, packed: PackedRows, dropout: float) -> Tensor:
+        """[N, H] -> [rows, K], or [rows, T, K] of a token task"""
         read, mask = unpack(last.float(), packed.lengths)
         if not self._reads_tokens:
             read = read.sum(1) / mask.sum(1, keepdim=True)

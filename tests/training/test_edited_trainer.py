@@ -38,7 +38,6 @@ from labelmux_training.sizes import choose_edit_sizes
 from labelmux_training.train import train
 from labelmux_training.tuned import TunedTensors
 
-CPU = torch.device("cpu")
 LABELS = ("a", "b", "c")
 EDITED = [name for name, method in METHODS.items() if method.edited and name != "linear"]
 #: Each label has words of its own.
@@ -57,8 +56,8 @@ def checkpoint(tiny_encoder_folder: Path) -> tuple[Any, dict[str, torch.Tensor]]
 
 
 @pytest.fixture(scope="module")
-def constants(checkpoint: tuple[Any, State]) -> Constants:
-    return Constants.of(*checkpoint, CPU)
+def constants(checkpoint: tuple[Any, State], tiny_encoder: LoadedEncoder) -> Constants:
+    return Constants.of(*checkpoint, tiny_encoder.encoder)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +94,7 @@ def test_it_learns_and_leaves_the_encoder_alone(
 ) -> None:
     config, state = checkpoint
     before = {name: tensor.clone() for name, tensor in state.items()}
-    constants = Constants.of(config, state, CPU)
+    constants = Constants.of(config, state, tiny_encoder.encoder)
     form = form_of(method, tiny_encoder)
     found = fit_edited(form, constants, rows(96, 1), rows(24, 2), settings(method, epochs=20))
     assert found.history[found.best].dev.score >= 0.8  # by chance 0.33
@@ -361,6 +360,22 @@ def test_few_rows_are_seen_more_often(
     often = settings("ia3", epochs=2, patience=0, least_steps=30)
     fit_edited(form_of("ia3", tiny_encoder), constants, rows(9, 1), rows(9, 2), often, told)
     assert told.steps == 2 * 2 * 8  # two batches a pass: eight passes make 32 steps
+
+
+@pytest.mark.parametrize("method", EDITED)
+def test_dev_is_scored_by_the_pass_that_serves_what_training_computes(
+    tiny_encoder: LoadedEncoder, constants: Constants, rows: Rows, method: str
+) -> None:
+    form = form_of(method, tiny_encoder)
+    torch.manual_seed(1)
+    tuned = TunedTensors(form.method, form.sizes, len(LABELS), 0.0)
+    for parameter in tuned.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    both = rows(12, 1)
+    learner = EditedLearner(tuned, form, constants, both, both, settings(method, dropout=0.0))
+    with torch.no_grad():
+        trained = learner.logits(np.arange(12)).numpy()
+    assert np.abs(np.stack(learner.dev_logits()) - trained).max() < 1e-4
 
 
 @pytest.mark.parametrize("method", EDITED)

@@ -259,7 +259,7 @@ class ThroughPass(Recipe):
         if fingerprint_of(config, state, self.loaded.tokenizer) != self.loaded.encoder.fingerprint:
             problem = f"{self.options.encoder!r} is not the encoder that is loaded"
             raise OptionsError("encoder", problem, f"name that one ({self.loaded.name})")
-        return Constants.of(config, state, self.loaded.encoder.device)
+        return Constants.of(config, state, self.loaded.encoder)
 
     def _digest(self) -> str:
         """Of all that decides what the run makes."""
