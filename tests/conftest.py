@@ -35,6 +35,8 @@ WORDS = (
     "it's bad, awful, terrible; it's great, lovely, wonderful",
 )
 
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
 TINY_CONFIG: dict[str, Any] = {
     "model_type": "deberta-v2",
     "hidden_size": 32,
@@ -57,16 +59,21 @@ TINY_CONFIG: dict[str, Any] = {
 
 
 def write_wordpiece(folder: Path) -> int:
-    """Train a WordPiece tokenizer on ``WORDS`` and return its vocabulary's size."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    """Save a WordPiece tokenizer of the words of ``WORDS`` and return its vocabulary's size.
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    It is not trained: that breaks ties differently in every process, and what tests learn with it.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    splitter = pre_tokenizers.BertPreTokenizer()
+    words = {word for line in WORDS for word, _ in splitter.pre_tokenize_str(line.lower())}
+    letters = {letter for word in words for letter in word}
+    pieces = sorted(words | letters | {f"##{letter}" for letter in letters})
+    vocab = {piece: at for at, piece in enumerate([*SPECIAL_TOKENS, *pieces])}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=300, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    )
-    tokenizer.train_from_iterator(WORDS, trainer)
+    tokenizer.pre_tokenizer = splitter
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",

@@ -97,7 +97,7 @@ def test_it_learns_and_leaves_the_encoder_alone(
     constants = Constants.of(config, state, tiny_encoder.encoder)
     form = form_of(method, tiny_encoder)
     found = fit_edited(form, constants, rows(96, 1), rows(24, 2), settings(method, epochs=20))
-    assert found.history[found.best].dev.score >= 0.8  # by chance 0.33
+    assert found.history[found.best].dev.score >= 0.9
     assert found.history[-1].train_loss < found.history[0].train_loss
     for name, tensor in state.items():
         assert torch.equal(tensor, before[name]), name
@@ -318,7 +318,7 @@ def test_other_kinds_of_task_are_learned_and_served(
     result = train(replace(asked, settings=settings(method, epochs=30)), tiny_encoder)
     assert result.adapter.manifest.task_kind == kind
     assert result.adapter.manifest.pooling == (None if kind == "token" else "mean")
-    assert result.dev.score > 0.8  # saying yes to all has 0.67; what exactly depends on rounding
+    assert result.dev.score > 0.9
     check_canaries(result.adapter, tiny_encoder)
     assert evaluate(result.path, data, loaded=tiny_encoder).metrics == result.dev
 
