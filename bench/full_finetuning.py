@@ -17,10 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from labelmux_encoder.batch import PackedRows, pack_rows, unpack
-from labelmux_encoder.cpu_pass import CpuPass, supports
-from labelmux_encoder.frozen import Pass
-from labelmux_encoder.model import cast, derive, run_pass
-from labelmux_encoder.plain_pass import PlainPass
+from labelmux_encoder.frozen import Pass, cpu_pass
+from labelmux_encoder.model import derive, run_pass
 from labelmux_encoder.tokenizer import TextInput, TokenRow
 from labelmux_encoder.weights import LoadedEncoder
 from labelmux_training.features import by_length
@@ -141,10 +139,7 @@ class FullFit:
 
     def _served(self) -> Pass:
         dtype = torch.bfloat16 if self._bfloat16 else torch.float32
-        tensors = derive(self._config, self.state)
-        if supports(self._config):
-            return CpuPass(self._config, tensors, dtype)
-        return PlainPass(self._config, cast(tensors, dtype))
+        return cpu_pass(self._config, derive(self._config, self.state), dtype)
 
     def _read(self, last: Tensor, packed: PackedRows, dropout: float) -> Tensor:
         """[N, H] -> [rows, K], or [rows, T, K] of a token task"""

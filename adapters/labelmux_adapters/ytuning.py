@@ -179,11 +179,8 @@ class Readout(nn.Module):
 
     def mixed(self, features: Tensor) -> Tensor:
         """The features this task reads. [L+1, B, T, H] -> [B, T, H]"""
-        return torch.einsum("l,lbth->bth", self.mix_weights(), normalise_states(features))
-
-    def mix_weights(self) -> Tensor:
-        """How much of each state it reads. [L+1]"""
-        return self.mix.softmax(0) * self.mix_scale
+        weights = self.mix.softmax(0) * self.mix_scale
+        return torch.einsum("l,lbth->bth", weights, normalise_states(features))
 
     def label_states(self) -> Tensor:
         """Task and label vectors after they attended to each other; no text in it. [K+1, W]"""

@@ -163,8 +163,8 @@ def _choose(
     short: Pass
     if device.type == "cuda":
         short = CudaPass(config, cast(tensors, torch.bfloat16))
-    elif fused is not None and kernels.has_bfloat16():
-        short = CpuPass(config, tensors, torch.bfloat16)
+    elif fused is not None:
+        short = cpu_pass(config, tensors, torch.bfloat16)
     else:
         short = PlainPass(config, cast(tensors, torch.bfloat16))
     cosine = _least_cosine(short(trial)[-1], expected[-1])
@@ -175,6 +175,13 @@ def _choose(
         *(cosine, BFLOAT16_COSINE),
     )
     return fast, torch.float32
+
+
+def cpu_pass(config: EncoderConfig, tensors: EncoderTensors, dtype: torch.dtype) -> Pass:
+    """The pass on kernels, if they know the encoder and the dtype; else plain torch's."""
+    if supports(config) and (dtype != torch.bfloat16 or kernels.has_bfloat16()):
+        return CpuPass(config, tensors, dtype)
+    return PlainPass(config, cast(tensors, dtype))
 
 
 def _fused_pass(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -77,31 +77,40 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         module = train.kind.module(sizes, len(labels), settings.dropout)
-        if label_features is not None:
-            module.start_labels(label_features(module.mix_weights().detach()))
+        starts = [] if label_features is None else _starts(sizes, label_features)
+        if starts:
+            module.start_labels(starts[0].label_features)
         learner = _YTuningLearner(module, train, dev, settings)
         found = Loop(learner, labels, settings, progress or NoProgress()).run()
-        if label_features is None:
-            return found
-        untrained = [
-            replace(found, tensors=tensors, untrained=epoch)
-            for lead in (0.0, _LAST_STATE_LEAD)
-            for tensors, epoch in [_untrained(learner, labels, label_features, lead)]
-        ]
-    return max(found, *untrained, key=lambda fit: fit.kept.rank)
+        fits = [found, *(_untrained(sizes, labels, dev, start, found) for start in starts)]
+    return max(fits, key=lambda fit: fit.kept.rank)
+
+
+class _Start(NamedTuple):
+    """A mix over states before its softmax [L+1], and what stands for the labels in it [K, H]."""
+
+    mix: Tensor
+    label_features: Tensor
+
+
+def _starts(sizes: YTuningSizes, label_features: LabelFeatures) -> list[_Start]:
+    """The even mix, from which training starts, and one that is mostly the last state."""
+    even = torch.zeros(sizes.states)
+    last = even.clone()
+    last[-1] = _LAST_STATE_LEAD
+    return [_Start(mix, label_features(mix.softmax(0))) for mix in (even, last)]
 
 
 def _untrained(
-    learner: _YTuningLearner, labels: Sequence[str], label_features: LabelFeatures, lead: float
-) -> tuple[dict[str, Tensor], Epoch]:
-    """A readout of labels' features alone, its mix even but for the last state's lead."""
-    module = learner.dev.kind.module(learner.readout.sizes, len(labels), dropout=0.0)
-    with torch.no_grad():
-        module.mix[-1] = lead
-        module.start_labels(label_features(module.mix_weights()))
+    sizes: YTuningSizes, labels: Sequence[str], dev: Labelled, start: _Start, found: Fit
+) -> Fit:
+    """What training found, with a readout of labels' features alone in place of its best."""
+    module = dev.kind.module(sizes, len(labels), dropout=0.0)
+    module.mix.data.copy_(start.mix)
+    module.start_labels(start.label_features)
     module.silence()
-    found = predict(module, learner.dev_features)
-    return to_tensors(module), Epoch.of(math.nan, learner.dev, found, labels)
+    epoch = Epoch.of(math.nan, dev, predict(module, dev.features), labels)
+    return replace(found, tensors=to_tensors(module), untrained=epoch)
 
 
 def predict(module: Readout, features: Features) -> list[Logits]:
@@ -134,9 +143,9 @@ class _YTuningLearner(Learner):
         self, module: Readout, train: Labelled, dev: Labelled, settings: TrainerSettings
     ) -> None:
         super().__init__(module, train, dev)
-        self.readout = module
+        self._readout = module
         self._train_features = train.features
-        self.dev_features = dev.features
+        self._dev_features = dev.features
         self._token_dropout = settings.token_dropout
 
     @override
@@ -144,15 +153,15 @@ class _YTuningLearner(Learner):
         features, mask = self._train_features.batch(batch)
         if self._token_dropout:
             mask = _drop_tokens(mask, self._token_dropout)
-        return _read(self.readout, features, mask)
+        return _read(self._readout, features, mask)
 
     @override
     def dev_logits(self) -> list[Logits]:
-        return predict(self.readout, self.dev_features)
+        return predict(self._readout, self._dev_features)
 
     @override
     def tensors(self) -> dict[str, Tensor]:
-        return to_tensors(self.readout)
+        return to_tensors(self._readout)
 
     @override
     def decays(self, name: str, parameter: Tensor) -> bool:
