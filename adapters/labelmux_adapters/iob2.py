@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 import numpy as np
@@ -56,9 +57,10 @@ def types_of(labels: Sequence[str]) -> tuple[str, ...]:
     return tuple(label[2:] for label in labels if label.startswith("B-"))
 
 
-def words_of(text: str) -> list[tuple[int, int]]:
-    """Where each word begins and ends, in characters."""
-    return [found.span() for found in _WORD.finditer(text)]
+def words_of(text: str, before: int | None = None) -> list[tuple[int, int]]:
+    """Where each word begins and ends, in characters; those that begin ``before`` some place."""
+    words = (found.span() for found in _WORD.finditer(text))
+    return list(words if before is None else takewhile(lambda word: word[0] < before, words))
 
 
 def word_tokens(

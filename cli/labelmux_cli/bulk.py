@@ -46,6 +46,8 @@ def classify_file(client: Client, files: Files, question: Question) -> bool:
         UsageError: the files' names, the columns or the tasks make no sense.
         FailedError: a file cannot be read, or the output is not of this input and these tasks.
     """
+    if files.target.exists() and files.source.exists() and files.target.samefile(files.source):
+        raise UsageError(f"--output {files.target} is the input; name another file")
     with_pairs, names = _tasks(client, question, wants_pairs=bool(files.pair_column))
     if with_pairs and question.windows is not None:
         raise UsageError("--windows are of single texts; leave it out for tasks of pairs")

@@ -133,6 +133,8 @@ class Target:
                 row = next(rows, None)
                 if row is None or not self._is_of(record.values, row):
                     raise self._foreign(f"its line {record.line} is not of this input")
+                if isinstance(record.values, dict) and not self._answers(record.values):
+                    raise self._foreign(f"its line {record.line} does not answer for these tasks")
                 done, end = done + 1, record.end
             expected = head if head and not end else self._begin(next(rows, None))
             stream.seek(end)
@@ -176,6 +178,15 @@ class Target:
             return {key: values[key] for key in values if key != _ANSWERS} == self._fields(row)
         expected = row_bytes(self._cells(row), self._form)
         return row_bytes(values[: len(self._source.columns)], self._form) == expected
+
+    def _answers(self, values: dict[str, Any]) -> bool:
+        """Whether a line says something of each task, or of the text as a whole."""
+        answers = values.get(_ANSWERS)
+        if not isinstance(answers, dict):
+            return False
+        error = answers.get(_ERROR)
+        whole = len(answers) == 1 and isinstance(error, dict) and "code" in error
+        return whole or answers.keys() == set(self._names)
 
     def _begin(self, row: Row | None) -> bytes:
         """What a row's line begins with, before its answers."""

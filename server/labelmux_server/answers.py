@@ -139,7 +139,8 @@ def _spans(manifest: Manifest, answered: Answered) -> Iterator[dict[str, Any]]:
     """The spans of each text."""
     for text, outcome in answered:
         assert isinstance(text, str)
-        words = words_of(text)
+        read_chars = max(end for _, end in outcome.rows[-1].offsets)
+        words = words_of(text, read_chars)
         read, logits = of_words(words, outcome.rows, outcome.logits)
         scores = to_scores(logits, manifest)
         tags = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, NamedTuple
 
 from labelmux_encoder.tokenizer import TextInput
@@ -15,6 +16,10 @@ from labelmux_server.service import Service
 from labelmux_server.settings import Settings
 
 EVERY_TASK = "*"
+#: An answer about more tokens, or with more predictions, is put together beside the event loop,
+#: where it would hold up all others for tens of milliseconds.
+_LOOP_TOKENS = 4096
+_LOOP_CELLS = 512
 
 #: What a call that classifies may be answered with.
 CLASSIFY_ERRORS: tuple[type[errors.ServerError], ...] = (
@@ -67,7 +72,9 @@ async def answer(service: Service, caller: Caller, wanted: ClassifyRequest) -> A
     found = await service.engine.classify(names, texts, caller, _terms(wanted))
     if wanted.task is not None:
         _raise_first_error(found)
-    return Answered(found, classify_body(found, texts, wanted))
+    if found.tokens <= _LOOP_TOKENS and len(texts) * len(names) <= _LOOP_CELLS:
+        return Answered(found, classify_body(found, texts, wanted))
+    return Answered(found, await asyncio.to_thread(classify_body, found, texts, wanted))
 
 
 def _terms(wanted: ClassifyRequest) -> Terms:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
+from labelmux_adapters.iob2 import types_of
 from labelmux_adapters.kinds import TaskKind
 from labelmux_adapters.quality import accuracy, labels_macro_f1, span_f1
 from labelmux_encoder.tokenizer import TextInput
@@ -56,6 +57,12 @@ class _Row(StrictRequest):
     def _one_truth(self) -> _Row:
         if sum(truth is not None for truth in (self.label, self.labels, self.spans)) != 1:
             raise ValueError('give exactly one of "label", "labels" and "spans"')
+        for span in self.spans or ():
+            if not span.start < span.end <= len(self.text):
+                raise ValueError(
+                    f"span {span.label[:80]!r} is from {span.start} to {span.end}, the text has "
+                    f"{len(self.text)} characters"
+                )
         return self
 
     @property
@@ -64,6 +71,13 @@ class _Row(StrictRequest):
         if self.spans is not None:
             return "token"
         return "single_label" if self.labels is None else "multi_label"
+
+    @property
+    def names(self) -> set[str]:
+        """The labels that the row names."""
+        if self.spans is not None:
+            return {span.label for span in self.spans}
+        return set(self.labels or ()) if self.label is None else {self.label}
 
     @property
     def truth(self) -> Verdict:
@@ -81,6 +95,8 @@ class LabelledSet:
     pair: bool
     texts: Sequence[TextInput]
     truths: Sequence[Verdict]
+    #: Every label that a row names.
+    labels: frozenset[str]
 
     def check(self, version: Version) -> None:
         """Return if a version answers such rows.
@@ -95,6 +111,17 @@ class LabelledSet:
         if version.pair != self.pair:
             reads = "two texts" if version.pair else "one text"
             raise GateMisfitError(version.task, version.number, f"the version reads {reads}")
+
+    def check_labels(self, version: Version, active: Version) -> None:
+        """Return if one of the two may say each label: else both would be wrong, and so equal.
+
+        Raises:
+            GateMisfitError
+        """
+        unknown = sorted(self.labels - _labels(version) - _labels(active))
+        if unknown:
+            problem = f"neither it nor the active version has the label {unknown[0][:80]!r}"
+            raise GateMisfitError(version.task, version.number, problem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +181,7 @@ class Gate:
             pair=rows[0].pair is not None,
             texts=[row.text if row.pair is None else (row.text, row.pair) for row in rows],
             truths=[row.truth for row in rows],
+            labels=frozenset[str]().union(*(row.names for row in rows)),
         )
 
     async def check(
@@ -163,11 +191,12 @@ class Gate:
 
         Raises:
             GateFailedError: it is not.
-            GateMisfitError: the set is not of their kind.
+            GateMisfitError: the set is not of their kind, or has a label that neither has.
             ServerError: one of them could not answer.
         """
         for each in (version, active):
             labelled.check(each)
+        labelled.check_labels(version, active)
         # An operator's gate is not held to the rate of the operator's key.
         caller = caller._replace(rights=replace(caller.rights, tokens_per_minute=0))
         said: dict[str, list[Verdict]] = {_pinned(version): [], _pinned(active): []}
@@ -190,6 +219,12 @@ class Gate:
                 return (await self._engine.classify(names, texts, caller)).columns
             except OverloadedError as error:
                 await asyncio.sleep(error.retry_after_s)
+
+
+def _labels(version: Version) -> set[str]:
+    """What a version may say: labels, or types of span."""
+    labels = version.manifest.labels
+    return set(types_of(labels) if version.manifest.task_kind == "token" else labels)
 
 
 def _parse_row(number: int, line: bytes) -> _Row:

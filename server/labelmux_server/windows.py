@@ -6,7 +6,9 @@ temperature, thresholds and abstaining apply as they were fitted, and one window
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Literal
 
 import numpy as np
@@ -44,11 +46,24 @@ def of_words(
     if len(rows) == 1:
         alone = word_tokens(words, rows[0].offsets, rows[0].special)
         return alone >= 0, windows[0][np.maximum(alone, 0)]
-    tokens = np.stack([word_tokens(words, row.offsets, row.special) for row in rows])
-    lengths = np.array([len(row.token_ids) for row in rows])
-    around = np.minimum(tokens, lengths[:, None] - 1 - tokens)  # [windows, words]
-    best = np.where(tokens < 0, -1, around).argmax(0)
-    token = tokens[best, np.arange(len(words))]
-    starts = np.cumsum(lengths) - lengths
-    logits = np.concatenate(windows)[starts[best] + np.maximum(token, 0)]
-    return token >= 0, logits
+    # Window by window, since windows times words of a long text are too many.
+    around = np.full(len(words), -1)
+    places = np.zeros(len(words), np.int64)
+    start = 0
+    for row in rows:
+        near = _words_near(words, row)
+        tokens = word_tokens(words[near], row.offsets, row.special)
+        shown = np.minimum(tokens, len(row.token_ids) - 1 - tokens)
+        better = shown > around[near]
+        around[near][better] = shown[better]
+        places[near][better] = start + tokens[better]
+        start += len(row.token_ids)
+    return around >= 0, np.concatenate(windows)[places]
+
+
+def _words_near(words: Sequence[tuple[int, int]], row: TokenRow) -> slice:
+    """The words that a window's tokens can cover."""
+    special = set(row.special)
+    own = [offsets for at, offsets in enumerate(row.offsets) if at not in special] or [(0, 0)]
+    first = bisect_right(words, own[0][0], key=itemgetter(1))
+    return slice(first, bisect_left(words, own[-1][1], first, key=itemgetter(0)))

@@ -68,6 +68,14 @@ def test_splitting_at_spaces_first_changes_no_word() -> None:
     assert whole == parts
 
 
+def test_words_can_be_asked_for_up_to_a_place() -> None:
+    text = "one two, three"
+    assert words_of(text, 0) == []
+    assert words_of(text, 4) == [(0, 3)]
+    assert words_of(text, 5) == [(0, 3), (4, 7)]
+    assert words_of(text, len(text)) == words_of(text)
+
+
 def test_a_word_is_read_at_the_first_token_that_covers_it() -> None:
     offsets = [(0, 0), (0, 3), (3, 5), (5, 9), (9, 11), (0, 0)]
     words = [(0, 5), (6, 8), (8, 9), (9, 11), (12, 14)]

@@ -205,17 +205,45 @@ def test_a_changed_input_is_noticed(run, files, tmp_path, to):
     assert (done.code, "has changed" in done.err) == (1, True)
 
 
-def test_other_tasks_and_other_files_are_noticed(run, server, files):
+@pytest.mark.parametrize("to", ["csv", "jsonl"])
+def test_other_tasks_and_other_files_are_noticed(run, server, tmp_path, to):
+    target = tmp_path / f"out.{to}"
     server.tasks["tone"] = server.tasks["spam"]
-    run()
-    data = files[1].read_bytes()
-    assert run("--task", "tone").code == 1
-    assert files[1].read_bytes() == data
-    for other in (b"my notes", b"my notes\n", b"id,text\n1,2\n"):
-        files[1].write_bytes(other)
-        done = run()
-        assert (done.code, "remove it" in done.err) == (1, True)
-        assert files[1].read_bytes() == other
+    run(target=target)
+    data = target.read_bytes()
+    for asked in (["tone"], ["spam", "tone"]):
+        tasks = [part for task in asked for part in ("--task", task)]
+        assert run(*tasks, target=target).code == 1
+        assert target.read_bytes() == data
+    for other in (b"my notes", b"my notes\n", b"id,text\n1,2\n", as_jsonl(ROWS)):
+        target.write_bytes(other)
+        done = run(target=target)
+        assert (done.code, "remove it" in done.err) == (1, True) or "not JSON" in done.err
+        assert target.read_bytes() == other
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_the_input_is_never_the_output(run, tmp_path, form):
+    source = tmp_path / f"in.{form}"
+    linked = tmp_path / f"linked.{form}"
+    # Without its last newline, the last row would pass for one that was cut off.
+    source.write_bytes((as_csv(ROWS) if form == "csv" else as_jsonl(ROWS)).rstrip())
+    linked.symlink_to(source)
+    before = source.read_bytes()
+    for target in (source, linked):
+        done = run(source=source, target=target)
+        assert (done.code, "name another file" in done.err) == (2, True), done.err
+        assert source.read_bytes() == before
+
+
+def test_lines_that_no_task_could_answer_count_as_done(run, server, tmp_path):
+    server.line_errors["win!"] = "text_too_long"
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(as_jsonl(ROWS))
+    assert run(source=source, target=target).code == 1
+    server.requests.clear()
+    assert run(source=source, target=target).code == 0
+    assert [method for method, _, _ in server.requests] == ["GET"]
 
 
 @pytest.mark.parametrize(

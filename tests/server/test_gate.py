@@ -103,12 +103,13 @@ def test_a_version_passes_the_gate_only_if_it_is_as_good_as_the_active_one(
 def test_equal_scores_pass_and_the_active_version_has_nothing_to_beat(serving, adapter_bytes):
     async def scenario(client, service):
         await put(client, adapter_bytes(labels=("good", "bad")))
-        await put_gate(client, [{"text": "a", "label": "neither"}])
+        # Whatever a version says of it, one of the two is right.
+        await put_gate(client, [{"text": "a", "label": label} for label in ("good", "bad")])
         same = await put(client, adapter_bytes(labels=("good", "bad")), "gated")
         assert (same.status_code, same.json()["gate"], same.json()["active"]) == (200, None, True)
         other = await put(client, adapter_bytes(labels=("good", "bad"), seed=1), "gated")
         assert other.status_code == 201
-        assert (other.json()["gate"]["score"], other.json()["gate"]["active_score"]) == (0.0, 0.0)
+        assert (other.json()["gate"]["score"], other.json()["gate"]["active_score"]) == (0.5, 0.5)
         back = await client.post("/v1/tasks/t/activate", json={"version": 1, "gated": True})
         ActivateAnswer.model_validate(back.json())
         assert (back.json()["version"], back.json()["gate"]["active_version"]) == (1, 2)
@@ -149,6 +150,9 @@ def test_a_gated_upload_without_a_gate_stores_nothing(serving, adapter_bytes):
 def test_labelled_sets_that_cannot_judge_are_refused_by_line(serving, adapter_bytes):
     row = {"text": "a", "label": "a"}
 
+    def span(start, end):
+        return {"text": "ab", "spans": [{"label": "x", "start": start, "end": end}]}
+
     async def scenario(client, service):
         absent = await put_gate(client, [row])
         assert absent.json()["error"]["code"] == "task_not_found"
@@ -167,6 +171,10 @@ def test_labelled_sets_that_cannot_judge_are_refused_by_line(serving, adapter_by
             (lines([row | {"more": 1}]), 422, "invalid_request", "line 1.more"),
             (b'{"text": "\\ud800", "label": "a"}', 422, "invalid_request", "line 1"),
             (b"\xff", 422, "invalid_request", "line 1"),
+            *(
+                (lines([span(0, 1), span(start, end)]), 422, "invalid_request", "line 2")
+                for start, end in ((0, 99), (1, 1), (2, 1), (0, 10**23))
+            ),
             (lines([{"text": "a", "labels": []}]), 409, "gate_misfit", None),
             (lines([row | {"pair": "b"}]), 409, "gate_misfit", None),
             (lines([row | {"text": "x" * 60}]), 413, "text_too_long", None),
@@ -207,7 +215,8 @@ def test_what_became_active_while_the_gate_looked_is_not_overrun(
 def test_a_gate_is_not_held_to_the_rate_of_a_key(serving, adapter_bytes):
     async def scenario(client, service):
         await put(client, adapter_bytes(labels=("good", "bad")))
-        await put_gate(client, [{"text": text, "label": "neither"} for text in TEXTS * 5])
+        both = [{"text": text, "label": label} for text in TEXTS for label in ("good", "bad")]
+        await put_gate(client, both[:40] * 5)
         passed = await put(client, adapter_bytes(labels=("good", "bad"), seed=1), "gated")
         assert passed.json()["gate"]["rows"] == 200
 
@@ -221,5 +230,21 @@ def test_a_gate_of_another_kind_judges_nobody(serving, adapter_bytes):
         refused = await put(client, adapter_bytes(task_kind="multi_label"), "gated")
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "gate_misfit")
         assert (await client.get("/v1/tasks/t")).json()["version"] == 1
+
+    serving(scenario)
+
+
+def test_a_label_that_nobody_can_say_judges_nobody(serving, adapter_bytes):
+    async def scenario(client, service):
+        await put(client, adapter_bytes(labels=("good", "bad")))
+        await put_gate(client, [{"text": "a", "label": "Good"}])
+        refused = await put(client, adapter_bytes(labels=("yes", "no")), "gated")
+        error = refused.json()["error"]
+        assert (refused.status_code, error["code"]) == (409, "gate_misfit")
+        assert "'Good'" in error["message"]
+        assert (await client.get("/v1/tasks/t")).json()["version"] == 1
+        # A label that only the new version knows is one that the active one gets wrong.
+        passed = await put(client, adapter_bytes(labels=("Good", "bad")), "gated")
+        assert passed.status_code == 201, passed.text
 
     serving(scenario)

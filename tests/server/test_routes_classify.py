@@ -3,12 +3,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
+import threading
 
 import numpy as np
 import pytest
 
 from labelmux_adapters.canaries import serve_logits
 from labelmux_adapters.scores import to_scores
+from labelmux_server.answers import classify_body
 from labelmux_server.schemas import ClassifyAnswer
 
 TOLERANCE = 1e-5
@@ -91,6 +93,31 @@ def test_many_tasks_on_one_text_cost_one_encoder_row(serving, adapter_bytes):
         assert await metric(client, "labelmux_rows_total ") == 5
 
     serving(scenario)
+
+
+def test_a_long_answer_is_put_together_beside_the_event_loop(serving, adapter_bytes, monkeypatch):
+    threads = []
+
+    def noted(*args):
+        threads.append(threading.current_thread())
+        return classify_body(*args)
+
+    monkeypatch.setattr("labelmux_server.classification.classify_body", noted)
+
+    async def scenario(client, _):
+        await put(client, "t", adapter_bytes())
+        texts = [f"text number {number}" for number in range(8)]
+        at_once = (await classify(client, task="t", texts=texts)).json()
+        for limit in ("_LOOP_TOKENS", "_LOOP_CELLS"):
+            with monkeypatch.context() as small:
+                small.setattr(f"labelmux_server.classification.{limit}", 1)
+                beside = (await classify(client, task="t", texts=texts)).json()
+            assert beside["results"] == at_once["results"]
+
+    serving(scenario)
+    here, *others = threads
+    assert here is threading.main_thread()
+    assert len(others) == 2 and here not in others
 
 
 def test_equal_texts_in_one_call_are_read_once(serving, adapter_bytes):

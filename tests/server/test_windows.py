@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from labelmux_adapters.iob2 import words_of
+from labelmux_adapters.iob2 import word_tokens, words_of
 from labelmux_server.windows import aggregate, of_words
 
 TEXT = "the train to the coast leaves at nine and the bus at ten, two dogs play in the snow"
@@ -41,6 +41,28 @@ def test_each_word_is_read_where_most_of_the_text_is_around_it(tiny_encoder) -> 
             for at, place in enumerate(row.offsets):
                 if at not in row.special and place[0] == first:
                     assert min(at, len(row.token_ids) - 1 - at) <= chosen
+
+
+def test_a_word_is_looked_for_only_in_windows_near_it(tiny_encoder, monkeypatch) -> None:
+    text = " ".join([TEXT] * 20)
+    (rows,) = tiny_encoder.tokenizer.windows([text], 12, 5, offsets=True)
+    words = words_of(text)
+    windows = [np.arange(len(row.token_ids), dtype=np.float32)[:, None] for row in rows]
+    everywhere = np.stack([word_tokens(words, row.offsets, row.special) for row in rows])
+    lengths = np.array([[len(row.token_ids)] for row in rows])
+    around = np.where(everywhere < 0, -1, np.minimum(everywhere, lengths - 1 - everywhere))
+    expected = everywhere[around.argmax(0), np.arange(len(words))]
+    looked = []
+
+    def counted(near, *rest):
+        looked.append(len(near))
+        return word_tokens(near, *rest)
+
+    monkeypatch.setattr("labelmux_server.windows.word_tokens", counted)
+    read, logits = of_words(words, rows, windows)
+    assert read.all()
+    assert logits[:, 0].tolist() == expected.tolist()
+    assert len(rows) > 50 and sum(looked) < 3 * len(words)
 
 
 def test_words_behind_the_cut_are_not_read(tiny_encoder) -> None:
