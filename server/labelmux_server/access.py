@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
 from pydantic import BaseModel
+from starlette.datastructures import Headers
 
 from labelmux_server import errors
 from labelmux_server.caller import Caller
@@ -84,7 +85,7 @@ def behind(router: APIRouter, endpoint: Endpoint) -> Endpoint:
 def _caller(request: Request) -> Caller:
     service: Service = request.app.state.service
     if service.keyring.access == "open":
-        _check_origin(request.headers.get("origin"))
+        _check_page(request.headers)
         return Caller(None, EVERY_RIGHT, service.rates, service.settings)
     scheme, _, sent = request.headers.get("authorization", "").partition(" ")
     record = service.keyring.find(sent.strip())
@@ -93,7 +94,20 @@ def _caller(request: Request) -> Caller:
     return Caller(record.name, record.rights, service.rates, service.settings)
 
 
-def _check_origin(origin: str | None) -> None:
-    """A browser names the page that a request comes from; none from elsewhere may use us."""
-    if origin is not None and not is_loopback(urlsplit(origin).hostname or ""):
-        raise errors.ForeignPageError(origin)
+def _check_page(headers: Headers) -> None:
+    """No page from elsewhere may use us.
+
+    A browser names the page that a request comes from; but not where the page's own name leads
+    here, as its owner may have arranged, so the name that is asked must be this machine's.
+    """
+    origin, host = headers.get("origin"), headers.get("host")
+    for named in (origin, host and f"//{host}"):
+        if named and not is_loopback(_host_of(named)):
+            raise errors.ForeignPageError(named.removeprefix("//"))
+
+
+def _host_of(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import secrets
+import threading
 from collections.abc import Set
 from pathlib import Path
 
@@ -37,6 +38,8 @@ class Blobs:
     def __init__(self, state_dir: Path) -> None:
         self._root = state_dir / "blobs" / "sha256"
         self._quarantine = state_dir / "quarantine"
+        #: Over what happens to a name: what is set aside is never what was put meanwhile.
+        self._names = threading.Lock()
         self._root.mkdir(parents=True, exist_ok=True)
         sync_folder(state_dir)
         sync_folder(self._root.parent)
@@ -61,7 +64,8 @@ class Blobs:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            beside.replace(path)
+            with self._names:
+                beside.replace(path)
         except OSError:
             beside.unlink(missing_ok=True)
             raise
@@ -83,7 +87,12 @@ class Blobs:
         return data
 
     def __contains__(self, digest: str) -> bool:
-        return self._path(digest).is_file()
+        """Whether these bytes are there, whole."""
+        try:
+            self.read(digest)
+        except DamagedBlobError:
+            return False
+        return True
 
     def remove(self, digest: str) -> None:
         """Forget a file that no version needs any more.
@@ -94,16 +103,22 @@ class Blobs:
         with storage_faults():
             self._path(digest).unlink(missing_ok=True)
 
-    def set_aside(self, digest: str) -> None:
-        """Move a damaged file out of the way, for people to look at, if the disk lets us."""
+    def set_aside(self, digest: str, *, whole: bool = False) -> None:
+        """Move a damaged file out of the way, for people to look at, if the disk lets us.
+
+        Args:
+            whole: also if its bytes are those that its name states. Else it was put again since it
+                was found damaged, and stays.
+        """
         path = self._path(digest)
-        if not path.is_file():
-            return
-        try:
-            self._quarantine.mkdir(exist_ok=True)
-            path.replace(self._quarantine / path.name)
-        except OSError as error:
-            _log.error("adapter file %s stays where it is: %s", digest, error)
+        with self._names:
+            if not path.is_file() or (not whole and digest in self):
+                return
+            try:
+                self._quarantine.mkdir(exist_ok=True)
+                path.replace(self._quarantine / path.name)
+            except OSError as error:
+                _log.error("adapter file %s stays where it is: %s", digest, error)
 
     def sweep(self, needed: Set[str]) -> list[str]:
         """Remove what no version needs: files of uploads that were never acknowledged."""

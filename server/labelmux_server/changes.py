@@ -268,7 +268,7 @@ class Changes:
         try:
             adapter = read_adapter(self._store.blobs.read(record.digest), STORED)
         except (DamagedBlobError, AdapterError) as error:
-            self._store.blobs.set_aside(record.digest)
+            self._store.blobs.set_aside(record.digest, whole=isinstance(error, AdapterError))
             _log.error(
                 "version %d of task %s left out, its file set aside in quarantine/: %s",
                 record.number,

@@ -339,8 +339,8 @@ class ForeignPageError(AccessError):
 
     def __init__(self, origin: str) -> None:
         super().__init__(
-            f"the request comes from a page of {origin}, and this server asks for no key; make one "
-            "with `labelmux keys create` to allow that",
+            f"the request comes from a page of {origin[:200]}, or goes there, and this server asks "
+            "for no key: ask 127.0.0.1, or make a key with `labelmux keys create` to allow that",
             origin=origin,
         )
 

@@ -70,5 +70,6 @@ class Library:
                 raise VersionNotFoundError(version.task, version.number) from error
             # A file that could not be read may be whole: there may be no handles left.
             if not isinstance(error.__cause__, OSError):
-                self._store.blobs.set_aside(version.digest)
+                whole = isinstance(error, AdapterError)
+                self._store.blobs.set_aside(version.digest, whole=whole)
             raise AdapterDamagedError(version.task, version.number, version.digest) from error

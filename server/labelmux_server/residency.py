@@ -136,12 +136,17 @@ class Residency:
             BankFullError: what is held already leaves no room for it.
         """
         size_bytes = self._bank.bytes_of(adapter.manifest)
-        with self._lock:
-            if adapter.digest in self._places:
+        while True:
+            with self._lock:
+                known = self._places.get(adapter.digest)
+                place = known or self._admit(adapter.digest, size_bytes)
+            if known is None:
+                self._load(place, lambda: adapter)
+                place.slot.result()
                 return
-            place = self._admit(adapter.digest, size_bytes)
-        self._load(place, lambda: adapter)
-        place.slot.result()
+            # A load that is under way reads the file, which may be what this upload replaces.
+            if place.slot.exception() is None:
+                return
 
     def forget(self, digest: str) -> None:
         """Nothing names this adapter any more: it leaves when its last hold does."""

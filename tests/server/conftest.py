@@ -33,7 +33,7 @@ def serving(tmp_path, tiny_encoder) -> Callable[..., Any]:
             transport = httpx2.ASGITransport(app)
             async with (
                 app.router.lifespan_context(app),
-                httpx2.AsyncClient(transport=transport, base_url="http://labelmux") as client,
+                httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
             ):
                 return await scenario(client, app.state.service)
 

@@ -235,11 +235,20 @@ def test_beyond_loopback_a_server_without_keys_opens_nothing(serving):
 @pytest.mark.parametrize(("method", "path"), GUARDED)
 def test_no_page_from_elsewhere_may_use_an_open_server(serving, method, path):
     async def scenario(client, service):
-        for origin in ("https://evil.example", "null", "http://127.0.0.1.evil.example"):
-            answer = await client.request(method, path, headers={"origin": origin})
-            assert code(answer) == (403, "foreign_page")
-        answer = await client.request(method, path, headers={"origin": "http://localhost:8000"})
-        assert answer.status_code != 403
+        for foreign in (
+            *({"origin": name} for name in ("https://evil.example", "null", "http://[")),
+            {"origin": "http://127.0.0.1.evil.example"},
+            # A name that its owner has made lead to this machine: browsers send no origin then.
+            *({"host": name} for name in ("evil.example:8000", "localhost.evil.example", "[")),
+        ):
+            answer = await client.request(method, path, headers=foreign)
+            assert code(answer) == (403, "foreign_page"), foreign
+        for own in (
+            {"origin": "http://localhost:8000"},
+            {"host": "localhost"},
+            {"host": "[::1]:80"},
+        ):
+            assert (await client.request(method, path, headers=own)).status_code != 403, own
 
     serving(scenario)
 

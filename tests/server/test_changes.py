@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import text
@@ -62,6 +64,12 @@ class CountingBank(Bank):
     def remove(self, slot):
         self.resident -= 1
         super().remove(slot)
+
+
+def blob_path(tmp_path, data: bytes):
+    """Where an adapter's file lies."""
+    name = digest_of(data).removeprefix("sha256:")
+    return tmp_path / "state/blobs/sha256" / name[:2] / name
 
 
 @pytest.fixture
@@ -220,8 +228,7 @@ def test_a_damaged_file_fails_its_own_task_until_it_is_uploaded_again(
     bad, good = adapter_bytes(seed=0), adapter_bytes(seed=1)
     world.changes.upload("bad", bad)
     world.changes.upload("good", good)
-    name = digest_of(bad).removeprefix("sha256:")
-    path = tmp_path / "state/blobs/sha256" / name[:2] / name
+    path = blob_path(tmp_path, bad)
     if damage == "changed":
         path.write_bytes(bad[:-1] + b"?")
     else:
@@ -231,10 +238,62 @@ def test_a_damaged_file_fails_its_own_task_until_it_is_uploaded_again(
     with pytest.raises(AdapterDamagedError, match="upload"):
         world.residency.hold(world.registry.get("bad")).slot.result(20)
     world.residency.hold(world.registry.get("good")).slot.result(20)
-    assert (tmp_path / "state/quarantine" / name).is_file() == (damage == "changed")
+    assert (tmp_path / "state/quarantine" / path.name).is_file() == (damage == "changed")
     assert world.changes.upload("bad", bad).version.number == 1
     world = open_world()
     world.residency.hold(world.registry.get("bad")).slot.result(20)
+
+
+def test_an_upload_mends_a_file_whose_damage_nobody_has_met(open_world, adapter_bytes, tmp_path):
+    data = adapter_bytes()
+    open_world().changes.upload("t", data)
+    path = blob_path(tmp_path, data)
+    path.write_bytes(data[:-1] + b"?")
+    open_world().changes.upload("t", data)
+    assert path.read_bytes() == data
+    world = open_world()
+    world.residency.hold(world.registry.get("t")).slot.result(20)
+
+
+@pytest.mark.parametrize("task", ["t", "another"])
+def test_an_upload_mends_a_file_that_is_just_found_damaged(
+    open_world, adapter_bytes, tmp_path, monkeypatch, task
+):
+    data = adapter_bytes()
+    open_world().changes.upload("t", data)
+    blob_path(tmp_path, data).write_bytes(data[:-1] + b"?")
+    world = open_world()
+    found, go_on = threading.Event(), threading.Event()
+    set_aside = Blobs.set_aside
+
+    def late(*args, **options):
+        found.set()
+        assert go_on.wait(20)
+        set_aside(*args, **options)
+
+    monkeypatch.setattr(Blobs, "set_aside", late)
+    with ThreadPoolExecutor() as pool:
+        # A download and a load find it; the upload's bytes are there before either sets it aside.
+        download = pool.submit(world.library.file, world.registry.get("t"))
+        assert found.wait(20)
+        Blobs(tmp_path / "state").put(digest_of(data), data)
+        go_on.set()
+        with pytest.raises(AdapterDamagedError):
+            download.result(20)
+        assert blob_path(tmp_path, data).read_bytes() == data
+
+        blob_path(tmp_path, data).write_bytes(data[:-1] + b"?")
+        found.clear()
+        go_on.clear()
+        hold = world.residency.hold(world.registry.get("t"))
+        assert found.wait(20)
+        upload = pool.submit(world.changes.upload, task, data)
+        go_on.set()
+        with pytest.raises(AdapterDamagedError):
+            hold.slot.result(20)
+        upload.result(20)
+    world.residency.hold(world.registry.get(task)).slot.result(20)
+    assert blob_path(tmp_path, data).read_bytes() == data
 
 
 def test_a_start_reads_no_adapter_file(open_world, adapter_bytes, monkeypatch):

@@ -270,7 +270,7 @@ def test_head_of_docs_is_html_and_openapi_is_served(serving):
     async def scenario(client, service):
         page = await client.get("/docs")
         assert page.headers["content-type"].startswith("text/html")
-        assert "http://labelmux/v1/classify" in page.text
+        assert "http://127.0.0.1/v1/classify" in page.text
         assert (await client.get("/openapi.json")).json()["info"]["title"] == "labelmux"
 
     serving(scenario)

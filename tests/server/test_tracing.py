@@ -38,7 +38,7 @@ def traced(tmp_path, tiny_encoder, adapter_bytes):
             transport = httpx2.ASGITransport(app)
             async with (
                 app.router.lifespan_context(app),
-                httpx2.AsyncClient(transport=transport, base_url="http://labelmux") as client,
+                httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
             ):
                 put = await client.put("/v1/tasks/t/adapter", content=adapter_bytes())
                 assert put.status_code == 201
