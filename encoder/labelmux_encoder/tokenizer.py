@@ -12,9 +12,9 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import compress, count
+from itertools import chain, compress, count
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,8 @@ class Tokenizer:
         self._backend.pre_tokenizer = _without_special_pieces(backend)
         self._backend.no_padding()
         self._backend.no_truncation()
-        #: Longest row, and what the parts of a longer one have in common; in tokens.
-        self._cut_tokens: tuple[int, int] | None = None
+        #: Longest part of a text, and what parts have in common, in tokens; None: texts stay whole.
+        self._parts: tuple[int, int] | None = None
         self._lock = threading.Lock()
 
     @classmethod
@@ -99,8 +99,10 @@ class Tokenizer:
         A pair loses tokens from the longer of its texts first. Special tokens are never cut. With
         ``offsets``, rows say where their tokens lie.
         """
-        encoded = self._encode(texts, max_tokens, 0)
-        return [_row(found, bool(found.overflowing), offsets) for found in encoded]
+        return [
+            _row(found, offsets) if len(found) <= max_tokens else _cut(found, max_tokens, offsets)
+            for found in self._encode(texts, None)
+        ]
 
     def windows(
         self, texts: Sequence[str], max_tokens: int, overlap_tokens: int, *, offsets: bool = False
@@ -111,19 +113,20 @@ class Tokenizer:
         than a row can have but its special tokens is more than there may be.
         """
         return [
-            [_row(part, False, offsets) for part in (found, *found.overflowing)]
-            for found in self._encode(texts, max_tokens, overlap_tokens)
+            [_row(part, offsets) for part in (found, *found.overflowing)]
+            for found in self._encode(texts, (max_tokens, overlap_tokens))
         ]
 
     def _encode(
-        self, texts: Sequence[TextInput], max_tokens: int, overlap_tokens: int
+        self, texts: Sequence[TextInput], parts: tuple[int, int] | None
     ) -> list[tokenizers.Encoding]:
         with self._lock:
-            if (max_tokens, overlap_tokens) != self._cut_tokens:
-                self._backend.enable_truncation(
-                    max_tokens, stride=overlap_tokens, strategy="longest_first"
-                )
-                self._cut_tokens = (max_tokens, overlap_tokens)
+            if parts != self._parts:
+                if parts is None:
+                    self._backend.no_truncation()
+                else:
+                    self._backend.enable_truncation(parts[0], stride=parts[1])
+                self._parts = parts
             encoded: list[tokenizers.Encoding] = self._backend.encode_batch(list(texts))
         return encoded
 
@@ -139,14 +142,58 @@ class Tokenizer:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _row(found: tokenizers.Encoding, truncated: bool, offsets: bool) -> TokenRow:
+def _row(found: tokenizers.Encoding, offsets: bool) -> TokenRow:
     return TokenRow(
         tuple(found.ids),
         tuple(found.type_ids),
-        truncated,
+        False,
         tuple(compress(count(), found.special_tokens_mask)),
         tuple(found.offsets) if offsets else (),
     )
+
+
+def _cut(found: tokenizers.Encoding, max_tokens: int, offsets: bool) -> TokenRow:
+    """The row that the library's own truncation leaves, in time linear in the text.
+
+    The library also builds what it cuts away: for a pair each piece of one text with each of the
+    other, the square of the text.
+    """
+    places = list(chain.from_iterable(_kept(found.sequence_ids, max_tokens)))
+    ids, type_ids, mask = found.ids, found.type_ids, found.special_tokens_mask
+    return TokenRow(
+        tuple([ids[at] for at in places]),
+        tuple([type_ids[at] for at in places]),
+        True,
+        tuple([to for to, at in enumerate(places) if mask[at]]),
+        # All of a long text's offsets are a tuple for each token; a special token has none.
+        tuple([found.token_to_chars(at) or (0, 0) for at in places]) if offsets else (),
+    )
+
+
+def _kept(text_of: Sequence[int | None], max_tokens: int) -> Iterator[range]:
+    """Where the tokens are that stay: the special ones and the first of each text.
+
+    ``text_of`` has the text of each token, 0 or 1, and None where the token is special.
+    """
+    lengths = text_of.count(0), text_of.count(1)
+    room = max(max_tokens - (len(text_of) - sum(lengths)), 0)
+    gaps: list[tuple[int, int]] = []
+    for text, (length, stay) in enumerate(zip(lengths, _shares(*lengths, room), strict=True)):
+        if length:
+            # A text's tokens stand together.
+            begin = text_of.index(text)
+            gaps.append((begin + stay, begin + length))
+    edges = [0, *chain.from_iterable(sorted(gaps)), len(text_of)]
+    return map(range, edges[::2], edges[1::2])
+
+
+def _shares(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many tokens stay of two texts that have more than ``room``: the longer one loses first.
+
+    Of two that stay equally long the longer one, or else the second, has the odd token.
+    """
+    shorter = min(first, second, room // 2)
+    return (room - shorter, shorter) if first > second else (shorter, room - shorter)
 
 
 def _without_special_pieces(backend: tokenizers.Tokenizer) -> pre_tokenizers.PreTokenizer:
