@@ -101,7 +101,7 @@ class Tokenizer:
         """
         return [
             _row(found, offsets) if len(found) <= max_tokens else _cut(found, max_tokens, offsets)
-            for found in self._encode(texts, None)
+            for found in self._encode(texts, None, offsets)
         ]
 
     def windows(
@@ -114,12 +114,17 @@ class Tokenizer:
         """
         return [
             [_row(part, offsets) for part in (found, *found.overflowing)]
-            for found in self._encode(texts, (max_tokens, overlap_tokens))
+            for found in self._encode(texts, (max_tokens, overlap_tokens), offsets)
         ]
 
     def _encode(
-        self, texts: Sequence[TextInput], parts: tuple[int, int] | None
+        self, texts: Sequence[TextInput], parts: tuple[int, int] | None, offsets: bool
     ) -> list[tokenizers.Encoding]:
+        encode = self._backend.encode_batch_fast
+        # Without offsets the library forgets which of a pair's texts a token is of, where no
+        # post-processor says it again.
+        if offsets or not all(isinstance(text, str) for text in texts):
+            encode = self._backend.encode_batch
         with self._lock:
             if parts != self._parts:
                 if parts is None:
@@ -127,7 +132,7 @@ class Tokenizer:
                 else:
                     self._backend.enable_truncation(parts[0], stride=parts[1])
                 self._parts = parts
-            encoded: list[tokenizers.Encoding] = self._backend.encode_batch(list(texts))
+            encoded: list[tokenizers.Encoding] = encode(list(texts))
         return encoded
 
     def digest(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ def some_texts(rng: random.Random) -> list[TextInput]:
     def text() -> str:
         return rng.choice(["", " "]).join(rng.choices(WORDS, k=rng.choice([0, 1, 3, 9, 20])))
 
-    return [text() if rng.random() < 0.3 else (text(), text()) for _ in range(12)]
+    pairs = rng.choice([0.0, 0.5, 1.0])
+    return [(text(), text()) if rng.random() < pairs else text() for _ in range(12)]
 
 
 def check(tokenizer: Tokenizer, seed: int) -> None:
@@ -126,18 +128,26 @@ class Recording:
         return getattr(self.backend, name)
 
     def encode_batch(self, texts: list[TextInput]) -> list[tokenizers.Encoding]:
-        self.found = self.backend.encode_batch(texts)
-        return self.found
+        self.found += self.backend.encode_batch(texts)
+        return self.found[-len(texts) :]
+
+    def encode_batch_fast(self, texts: list[TextInput]) -> list[tokenizers.Encoding]:
+        self.found += self.backend.encode_batch_fast(texts)
+        return self.found[-len(texts) :]
 
 
-def test_what_is_cut_away_is_never_built(tiny_encoder: LoadedEncoder) -> None:
+LONG = "the train " * 300
+
+
+@pytest.mark.parametrize("text", [LONG, (LONG, LONG)])
+def test_what_is_cut_away_is_never_built(text: TextInput, tiny_encoder: LoadedEncoder) -> None:
     """Else two long texts cost their product: a request of 200 KB would end the process."""
     tokenizer = tiny_encoder.tokenizer.clone()
-    tokenizer.windows(["the train " * 40], 16, 4)
+    tokenizer.windows([LONG], 16, 4)
     tokenizer._backend = recording = Recording(tokenizer._backend)
-    rows = tokenizer.encode([("the train " * 300, "the bus " * 300), "the bus " * 300], 16)
-    assert [len(row.token_ids) for row in rows] == [16, 16]
-    assert all(row.truncated for row in rows)
+    for offsets in (False, True):
+        (row,) = tokenizer.encode([text], 16, offsets=offsets)
+        assert row.truncated and len(row.token_ids) == 16
     assert [len(found.overflowing) for found in recording.found] == [0, 0]
 
 
@@ -149,3 +159,17 @@ def test_windows_and_cut_rows_by_turns_are_what_each_is_alone(tiny_encoder: Load
     for _ in range(2):
         assert both.windows([text], 16, 4) == windows
         assert both.encode([text], 16) == cut
+
+
+def test_windows_without_offsets_have_the_same_tokens(
+    tiny_encoder: LoadedEncoder, spm_folder: Path
+) -> None:
+    texts = [text for text in some_texts(random.Random(4)) if isinstance(text, str)]
+    assert texts
+    for tokenizer in (tiny_encoder.tokenizer, Tokenizer.from_folder(spm_folder)):
+        plain = tokenizer.windows(texts, 12, 4)
+        assert max(map(len, plain)) > 1
+        assert plain == [
+            [replace(row, offsets=()) for row in rows]
+            for rows in tokenizer.windows(texts, 12, 4, offsets=True)
+        ]
