@@ -16,6 +16,9 @@ Encoded = dict[int, list[Sequence[TokenRow]]]
 
 #: Characters of the calls that a thread takes at once: a millisecond's work or two.
 _SHARE_CHARS = 4096
+#: Characters that a thread tokenises before it asks again whether anyone still waits for them: a
+#: tenth of a second's work at worst. Fewer would keep a long call from the tokenizer's own threads.
+_PART_CHARS = 65_536
 #: Of English, whole words and parts.
 _CHARS_OF_A_TOKEN = 4
 
@@ -120,7 +123,7 @@ def _chars(text: TextInput) -> int:
 def _encode_jobs(tokenizer: Tokenizer, jobs: Sequence[_Job]) -> list[_Settled]:
     """Jobs that want the same, all at once; if that fails, each by itself."""
     try:
-        together = _encode(tokenizer, [text for job in jobs for text in job.texts], jobs[0].want)
+        together = _encode_parts(tokenizer, jobs)
     except Exception as error:  # noqa: BLE001 - the call's boundary: it fails alone
         if len(jobs) == 1:
             return [(jobs[0].done, error)]
@@ -132,6 +135,32 @@ def _encode_jobs(tokenizer: Tokenizer, jobs: Sequence[_Job]) -> list[_Settled]:
         found.append((job.done, {limit: rows[first:end] for limit, rows in together.items()}))
         first = end
     return found
+
+
+def _encode_parts(tokenizer: Tokenizer, jobs: Sequence[_Job]) -> Encoded:
+    """The jobs' texts in their order; fewer once no caller is left to miss them."""
+    want = jobs[0].want
+    texts = [text for job in jobs for text in job.texts]
+    if sum(map(_chars, texts)) <= _PART_CHARS:
+        return _encode(tokenizer, texts, want)
+    found: Encoded = {limit: [] for limit in want.limits}
+    for part in _parts(texts):
+        if all(job.done.cancelled() for job in jobs):
+            break
+        for limit, rows in _encode(tokenizer, part, want).items():
+            found[limit] += rows
+    return found
+
+
+def _parts(texts: Sequence[TextInput]) -> Iterator[Sequence[TextInput]]:
+    """Texts in their order, cut where a part would be too much; a text is never cut."""
+    begin, chars = 0, 0
+    for at, text in enumerate(texts):
+        chars += _chars(text)
+        if chars > _PART_CHARS and at > begin:
+            yield texts[begin:at]
+            begin, chars = at, _chars(text)
+    yield texts[begin:]
 
 
 def _settle(found: Sequence[_Settled]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from labelmux_encoder.tokenizer import TokenRow
+from labelmux_server import tokenizer_pool
 from labelmux_server.tokenizer_pool import TokenizerPool, Want
 
 WORDS = "the train to the coast leaves at nine and the bus at ten"
@@ -113,6 +114,41 @@ def test_a_call_that_was_given_up_is_not_tokenised_and_blocks_nobody(fake):
         return found
 
     assert len(asyncio.run(scenario())[8]) == 1
+
+
+def test_a_long_call_that_was_given_up_is_dropped_between_its_texts(fake):
+    async def scenario():
+        pool = TokenizerPool(fake, threads=1)
+        long = asyncio.ensure_future(pool.encode(["wait", "long " * 20_000, "fail"], Want([8])))
+        await asyncio.to_thread(fake.entered.wait, 20)
+        long.cancel()
+        await asyncio.sleep(0)
+        fake.gate.set()
+        found = await pool.encode(["a"], Want([8]))
+        pool.close()
+        return found
+
+    assert len(asyncio.run(scenario())[8]) == 1
+    assert fake.calls == [["wait"], ["a"]]
+
+
+@pytest.mark.parametrize("part_chars", [1, 60, 100, 1000])
+def test_a_call_in_parts_has_the_rows_of_all_its_texts_in_order(
+    part_chars, tiny_encoder, monkeypatch
+):
+    monkeypatch.setattr(tokenizer_pool, "_PART_CHARS", part_chars)
+    calls = [["the bus", WORDS, ("a train", WORDS)], [], ["the coast", "", WORDS]]
+
+    async def scenario():
+        pool = TokenizerPool(tiny_encoder.tokenizer, threads=1)
+        found = await asyncio.gather(*(pool.encode(texts, Want([8, 64])) for texts in calls))
+        pool.close()
+        return found
+
+    for texts, found in zip(calls, asyncio.run(scenario()), strict=True):
+        assert {limit: [row for (row,) in rows] for limit, rows in found.items()} == {
+            limit: tiny_encoder.tokenizer.encode(texts, limit) for limit in (8, 64)
+        }
 
 
 def test_calls_that_come_together_are_tokenised_together_and_each_has_its_own(fake):
