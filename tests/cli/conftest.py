@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -60,6 +61,10 @@ class FakeServer:
     max_texts: int = 256
     #: Codes of errors by the text of their line, in streams.
     line_errors: dict[str, str] = field(default_factory=dict)
+    #: A stream with a line of this text gets a blank line, and then nothing until ``released``.
+    stalling_text: str | None = None
+    stalled: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    released: threading.Event = field(default_factory=threading.Event)
     requests: list[tuple[str, str, Any]] = field(default_factory=list)
 
     def task(self, name: str) -> Task:
@@ -283,6 +288,10 @@ def handler_for(server: FakeServer) -> type[BaseHTTPRequestHandler]:
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             server.requests.append((self.command, self.path, body))
+            stalling = server.stalling_text
+            if stalling is not None and json.dumps({"text": stalling}).encode() in body:
+                self.stall()
+                return
             try:
                 status, answer = server.answer(self.command, self.path, self.headers, body)
             except Refused as refused:
@@ -296,6 +305,15 @@ def handler_for(server: FakeServer) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             if status != 204:
                 self.wfile.write(content)
+
+        def stall(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"\n")
+            server.stalled.release()
+            server.released.wait()
+            self.close_connection = True  # its caller may have gone
 
         do_GET = do_POST = do_PUT = do_DELETE = answer
 
@@ -315,6 +333,7 @@ def server() -> Iterator[FakeServer]:
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield fake
+    fake.released.set()
     http.shutdown()
     thread.join()
     http.server_close()
@@ -359,6 +378,14 @@ def labelmux(
         return Done(code, captured.out, captured.err)
 
     return call
+
+
+@pytest.fixture
+def interruptible():
+    """A background job of a shell starts with SIGINT ignored, and its children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -285,6 +285,26 @@ def test_a_command_line_without_sense_ends_in_2(labelmux, args, problem):
     assert (done.code, problem in done.err) == (2, True)
 
 
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_ends_a_run_that_the_server_keeps_waiting(server, tmp_path):
+    server.stalling_text = "stall"
+    source, target = tmp_path / "in.csv", tmp_path / "out.csv"
+    rows = [{"id": str(at), "text": "win!" if at < 256 else "stall"} for at in range(5 * 256)]
+    source.write_bytes(as_csv(rows))
+    arguments = ["--input", source, "--output", target, "--task", "spam", "--url", server.url]
+    with start("classify", *arguments) as running:
+        try:
+            for _ in range(4):  # the answers to the first 256 rows have been taken
+                assert server.stalled.acquire(timeout=60)
+            running.send_signal(signal.SIGINT)
+            _, err = running.communicate(timeout=30)
+        finally:
+            running.kill()
+    assert (running.returncode, b"Traceback" in err) == (130, False), err
+    assert [row["id"] for row in read_csv(target)] == [row["id"] for row in rows[:256]]
+    assert target.read_bytes().endswith(b"\n")
+
+
 @pytest.mark.slow
 def test_runs_that_are_killed_add_up_to_an_unbroken_one(labelmux, server, tmp_path):
     rows = [
@@ -304,15 +324,19 @@ def test_runs_that_are_killed_add_up_to_an_unbroken_one(labelmux, server, tmp_pa
     assert target.read_bytes() == whole.read_bytes()
 
 
+def start(*arguments: object) -> subprocess.Popen:
+    command = [sys.executable, "-m", "labelmux_cli.main", *map(str, arguments)]
+    environment = os.environ | {"NO_PROXY": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, env=environment)
+
+
 def done_bytes(target: Path) -> int:
     return target.stat().st_size if target.exists() else 0
 
 
 def kill_beyond(target: Path, size: int, arguments: list) -> bool:
     """Run the command and kill it once the output has so many bytes; False if it ended before."""
-    command = [sys.executable, "-m", "labelmux_cli.main", *map(str, arguments)]
-    environment = os.environ | {"NO_PROXY": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as process:
+    with start(*arguments) as process:
         while process.poll() is None:
             if done_bytes(target) > size:
                 process.send_signal(signal.SIGKILL)

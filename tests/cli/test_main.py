@@ -133,14 +133,6 @@ def test_a_closed_pipe_is_quiet(server):
     assert (done.returncode, err) == (141, b"")
 
 
-@pytest.fixture
-def interruptible():
-    """A background job of a shell starts with SIGINT ignored, and its children inherit that."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_in_130_without_a_traceback(server):
     args = ("classify", "--task", "spam", "--url", server.url, "--json")

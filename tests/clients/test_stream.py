@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from threading import Event, Semaphore, Thread, current_thread
 from typing import Any
 
 import httpx2
@@ -10,6 +12,7 @@ import pytest
 
 from labelmux_client import (
     AnswerError,
+    Client,
     InvalidRequestError,
     NotReadyError,
     TaskNotFoundError,
@@ -117,6 +120,69 @@ def test_a_server_that_stops_within_a_piece_is_an_error(ask, wire):
     server = wire.server(lines({"line": 1, "predictions": {}}))
     with pytest.raises(AnswerError, match="1 answers to 2 lines"):
         ask(server, "classify_stream", ["a", "b"], tasks="spam")
+
+
+class Stalled(httpx2.SyncByteStream):
+    """A blank line, and one more each time that it is woken; remembers what became of it."""
+
+    def __init__(self) -> None:
+        self.wakes, self.reached, self.closed = Semaphore(0), Event(), Event()
+
+    def __iter__(self) -> Iterator[bytes]:
+        while True:
+            yield b"\n"
+            self.reached.set()
+            if not self.wakes.acquire(timeout=30):
+                return
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+def test_who_takes_no_more_results_waits_for_none_and_the_requests_end(wire):
+    stalled = [Stalled() for _ in range(3)]
+    left = list(stalled)
+
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        if sent(request)[0]["text"] == "t0":
+            return answered(wire, 256)
+        return httpx2.Response(200, stream=left.pop())
+
+    with httpx2.Client(transport=httpx2.MockTransport(handle)) as http_client:
+        client = Client(http_client=http_client)
+        for _ in client.classify_stream((f"t{n}" for n in range(4 * 256)), tasks="spam"):
+            assert all(stream.reached.wait(30) for stream in stalled)
+            break
+        assert not any(stream.closed.is_set() for stream in stalled)
+        for stream in stalled:
+            stream.wakes.release()
+        assert all(stream.closed.wait(30) for stream in stalled)
+
+
+def test_nothing_is_sent_again_for_whom_nobody_waits(wire):
+    requests, pausing, go_on, paused = [], Event(), Event(), Event()
+
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        requests.append(request)
+        refused = len(sent(request)) < 256
+        return wire.refusal(429, "overloaded") if refused else answered(wire, 256)
+
+    def sleep(_: float) -> None:
+        pausing.set()
+        go_on.wait(30)
+        threads.append(current_thread())
+        paused.set()
+
+    threads: list[Thread] = []
+    with httpx2.Client(transport=httpx2.MockTransport(handle)) as http_client:
+        client = Client(http_client=http_client, sleep=sleep)
+        for _ in client.classify_stream((f"t{n}" for n in range(257)), tasks="spam"):
+            assert pausing.wait(30)
+            break
+        go_on.set()
+        assert paused.wait(30)
+        threads[0].join(30)
+    assert len(requests) == 2
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from collections.abc import (
     Sequence,
 )
 from pathlib import Path
+from threading import Event
 from types import TracebackType
 from typing import Literal, Self
 
@@ -29,6 +30,7 @@ from labelmux_client._constants import (
 from labelmux_client._errors import NotReadyError, TransportError
 from labelmux_client._lines import Question
 from labelmux_client._retry import pause_after_answer, pause_after_loss
+from labelmux_client._threads import Until, check
 from labelmux_client._types import (
     Activation,
     Canary,
@@ -152,7 +154,8 @@ class Client:
         """What ``tasks`` say of any number of texts (or pairs), in order, as it comes.
 
         Texts are taken a thousand ahead of the results at most. One that is wrong has ``error`` in
-        its result, and the others go on; where the server has no room, it waits.
+        its result, and the others go on; where the server has no room, it waits. Who takes no more
+        results waits for nothing that is on its way.
 
         Raises:
             ValueError: both or neither of ``texts`` and ``pairs``, or pairs with windows.
@@ -274,11 +277,11 @@ class Client:
         except (TransportError, NotReadyError):
             return False
 
-    def _send(self, call: Call[T]) -> T:
+    def _send(self, call: Call[T], ended: Event | None = None) -> T:
         attempt = 0
         while True:
             try:
-                response = self._http.request(**self._address.arguments(call))
+                response = self._answer(call, ended)
             except httpx2.RequestError as error:
                 pause_s = pause_after_loss(call.repeat, attempt, self._address.max_retries, error)
                 if pause_s is None:
@@ -291,3 +294,14 @@ class Client:
                     return call.parse(response)
             self._sleep(pause_s)
             attempt += 1
+
+    def _answer(self, call: Call[T], ended: Event | None) -> httpx2.Response:
+        """The whole answer; where ``ended`` is set before, ``CancelledError``."""
+        if ended is None:
+            return self._http.request(**self._address.arguments(call))
+        check(ended)
+        with self._http.stream(**self._address.arguments(call)) as response:
+            assert isinstance(response.stream, httpx2.SyncByteStream)
+            response.stream = Until(response.stream, ended)
+            response.read()
+        return response

@@ -19,19 +19,23 @@ from collections.abc import (
     Iterator,
     Sequence,
 )
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
+from threading import Event
 from typing import Any
 
 from labelmux_client._call import Call
 from labelmux_client._calls import checked_pair
 from labelmux_client._lines import Question, classify_lines
+from labelmux_client._threads import started
 from labelmux_client._types import TextResult
 
 __all__: list[str] = []
 
 Item = str | tuple[str, str]
 Items = Iterable[Item] | AsyncIterable[Item]
-Send = Callable[[Call[list[TextResult]]], list[TextResult]]
+#: Goes no further once the event is set.
+Send = Callable[[Call[list[TextResult]], Event], list[TextResult]]
 AsyncSend = Callable[[Call[list[TextResult]]], Awaitable[list[TextResult]]]
 
 #: What a server takes in without an answer read: 256 lines, 4 MiB.
@@ -92,16 +96,17 @@ def _results(
     send: Send, segments: Iterable[Sequence[bytes]], question: Question
 ) -> Iterator[TextResult]:
     waiting: deque[Future[list[TextResult]]] = deque()
-    pool = ThreadPoolExecutor(_AT_ONCE, "labelmux-stream")
+    ended = Event()
     try:
         for lines in segments:
-            waiting.append(pool.submit(send, classify_lines(lines, question)))
+            work = partial(send, classify_lines(lines, question), ended)
+            waiting.append(started(work, "labelmux-stream"))
             if len(waiting) == _AT_ONCE:
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        ended.set()
 
 
 async def _results_async(
