@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeVar
 
 from labelmux_cli.texts import Row
-from labelmux_client import ClassifyResult, Client, InvalidRequestError, TextResult, Windows
+from labelmux_client import (
+    ClassifyResult,
+    Client,
+    InvalidRequestError,
+    StatusError,
+    TextResult,
+    Windows,
+)
 
 Item = TypeVar("Item")
 
 #: Texts in one call.
 CHUNK_ROWS = 64
+#: How a server begins what it says of one text; it counts from 0, in each call anew.
+_ONE_TEXT = re.compile(r"\Atext \d+ ")
 _TOO_MUCH = frozenset({"too_many_texts", "body_too_large"})
 
 
@@ -31,12 +41,16 @@ class Question:
 
 
 def ask(client: Client, rows: Sequence[Row], question: Question) -> list[TextResult]:
-    """The answers to some rows, in their order; in smaller calls where one would be too big."""
+    """The answers to some rows, in their order; in smaller calls where one would be too big.
+
+    Errors about one row say where it stands.
+    """
     try:
-        return list(_call(client, rows, question))
+        found = _call(client, rows, question)
+        return [_placed(result, row) for result, row in zip(found, rows, strict=True)]
     except InvalidRequestError as error:
         if error.code not in _TOO_MUCH or len(rows) == 1:
-            raise
+            raise _located(error, rows) from error
         middle = len(rows) // 2
         return ask(client, rows[:middle], question) + ask(client, rows[middle:], question)
 
@@ -60,3 +74,33 @@ def _call(client: Client, rows: Sequence[Row], question: Question) -> ClassifyRe
         truncation=question.truncation,
         windows=question.windows,
     )
+
+
+def _located(error: StatusError, rows: Sequence[Row]) -> StatusError:
+    """The error with the row's place instead of its index in a call, where it is about one row."""
+    fields = dict(error.fields)
+    index = fields.pop("index", None)
+    if index is None:
+        return error
+    where = rows[index].where
+    return type(error)(
+        status=error.status,
+        code=error.code,
+        message=_said(error.message, where),
+        request_id=error.request_id,
+        fields=fields | {"where": where},
+    )
+
+
+def _placed(result: TextResult, row: Row) -> TextResult:
+    if not result.failures:
+        return result
+    failures = {
+        name: replace(failure, message=_said(failure.message, row.where))
+        for name, failure in result.failures.items()
+    }
+    return replace(result, failures=failures)
+
+
+def _said(message: str, where: str) -> str:
+    return _ONE_TEXT.sub(lambda _: f"{where} ", message)

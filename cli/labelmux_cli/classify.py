@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -203,20 +204,27 @@ def _as_object(row: Row, result: TextResult) -> dict[str, Any]:
 def _print_people(answers: Iterable[Answer]) -> bool:
     table: list[tuple[object, ...]] = []
     complete = True
-    for row, result in answers:
-        shown = _shorten(row)
-        for name, prediction in result.predictions.items():
-            table.append((shown, name, _answer(prediction)))
-            shown = ""
-        for name, failure in result.failures.items():
-            table.append((shown, name, Text(f"{plain(failure.message)}", style="red")))
-            shown = ""
-            complete = False
-    if table:
-        print_table(("Text", "Task", "Answer"), table)
-    else:
+    try:
+        for row, result in answers:
+            table += _table_rows(row, result)
+            complete = complete and not result.failures
+    finally:
+        # Also what was answered before a row that cannot be.
+        if table:
+            print_table(("Text", "Task", "Answer"), table)
+    if not table:
         tell("nothing was asked: no rows, or no task that reads such texts")
     return complete
+
+
+def _table_rows(row: Row, result: TextResult) -> list[tuple[object, ...]]:
+    said = [(name, _answer(prediction)) for name, prediction in result.predictions.items()]
+    said += [
+        (name, Text(f"{plain(failure.message)}", style="red"))
+        for name, failure in result.failures.items()
+    ]
+    texts = itertools.chain([_shorten(row)], itertools.repeat(""))
+    return [(text, *answer) for text, answer in zip(texts, said, strict=False)]
 
 
 def _answer(prediction: Prediction) -> Text:

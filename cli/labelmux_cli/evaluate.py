@@ -104,7 +104,7 @@ def _ask_server(
     kind = cast("TaskKind", info.task_kind)
     dataset = read_labelled_for(info.labels, kind, info.pair, data, chosen)
     question = Question(tasks=(f"{name}@{version or info.version}",), pair=info.pair)
-    rows = [Row(row.text, row.pair) for row in dataset.rows]
+    rows = [Row(row.text, f"{data}, line {row.line}", row.pair) for row in dataset.rows]
     predictions: list[Prediction] = []
     bars.start("classify", total=len(rows), unit="rows")
     for chunk in chunked(rows):

@@ -22,6 +22,8 @@ class Row:
     """One text, or two that are read together."""
 
     text: str
+    #: For errors: its file and line, or which of the arguments it is.
+    where: str
     pair: str | None = None
     #: The JSON object that it came in, if it did; goes into the answer's line.
     fields: dict[str, Any] = field(default_factory=dict)
@@ -36,10 +38,11 @@ def rows_of_arguments(texts: Sequence[str], *, pair: bool) -> list[Row]:
     for text in texts:
         _check_encodable(text, "an argument")
     if not pair:
-        return [Row(text) for text in texts]
+        return [Row(text, f"argument {number}") for number, text in enumerate(texts, start=1)]
     if len(texts) % 2:
         raise UsageError(f"--pair takes texts two by two; {len(texts)} were given")
-    return [Row(first, second) for first, second in zip(texts[::2], texts[1::2], strict=True)]
+    pairs = enumerate(zip(texts[::2], texts[1::2], strict=True), start=1)
+    return [Row(first, f"pair {number}", second) for number, (first, second) in pairs]
 
 
 @contextmanager
@@ -89,11 +92,11 @@ def _looks_like_jsonl(name: str, line: str) -> bool:
 
 def _row_of_text(line: str, where: str, pair: bool) -> Row:
     if not pair:
-        return Row(line)
+        return Row(line, where)
     first, tab, second = line.partition("\t")
     if not tab:
         raise FailedError(f"{where}: --pair needs two texts with a tab between them")
-    return Row(first, second)
+    return Row(first, where, second)
 
 
 def _row_of_json(line: str, where: str, pair: bool) -> Row:
@@ -111,7 +114,7 @@ def _row_of_json(line: str, where: str, pair: bool) -> Row:
         raise FailedError(f"{where}: {shown} is not a row; write {wanted}")
     for text in texts:
         _check_encodable(text, where)
-    return Row(texts[0], texts[1] if pair else None, fields)
+    return Row(texts[0], where, texts[1] if pair else None, fields)
 
 
 def _check_encodable(text: str, where: str) -> None:

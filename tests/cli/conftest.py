@@ -23,8 +23,10 @@ AT = "2026-01-02T03:04:05Z"
 class Refused(Exception):
     """What the fake server answers instead."""
 
-    def __init__(self, status: int, code: str) -> None:
+    def __init__(self, status: int, code: str, message: str = "", **fields: Any) -> None:
         super().__init__(status, code)
+        self.message = message
+        self.fields = fields
         self.status = status
         self.code = code
 
@@ -59,6 +61,8 @@ class FakeServer:
     tasks: dict[str, Task] = field(default_factory=dict)
     key: str | None = None
     max_texts: int = 256
+    #: Longer texts are refused.
+    max_text_chars: int = 1000
     #: Codes of errors by the text of their line, in streams.
     line_errors: dict[str, str] = field(default_factory=dict)
     #: A stream with a line of this text gets a blank line, and then nothing until ``released``.
@@ -221,6 +225,9 @@ class FakeServer:
         texts = body.get("texts") or [" | ".join(pair) for pair in body["pairs"]]
         if len(texts) > self.max_texts:
             raise Refused(413, "too_many_texts")
+        for index, text in enumerate(texts):
+            if len(text) > self.max_text_chars:
+                raise Refused(413, "text_too_long", f"text {index} has too much", index=index)
         names = [body["task"]] if "task" in body else body["tasks"]
         if names == ["*"]:
             names = list(self.tasks)
@@ -296,7 +303,8 @@ def handler_for(server: FakeServer) -> type[BaseHTTPRequestHandler]:
                 status, answer = server.answer(self.command, self.path, self.headers, body)
             except Refused as refused:
                 status = refused.status
-                answer = {"error": {"code": refused.code, "message": f"refused {self.path}"}}
+                message = refused.message or f"refused {self.path}"
+                answer = {"error": {"code": refused.code, "message": message} | refused.fields}
                 answer["error"]["request_id"] = "r-1"
             content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
             self.send_response(status)

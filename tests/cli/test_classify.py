@@ -184,6 +184,43 @@ def test_a_bad_line_is_named(labelmux, server, stdin, args, problem):
     assert problem in done.err
 
 
+@pytest.mark.parametrize("max_texts", [256, 20])
+def test_a_text_that_the_server_refuses_is_named_by_its_line(labelmux, server, tmp_path, max_texts):
+    server.max_texts = max_texts
+    path = tmp_path / "rows.txt"
+    path.write_text("".join(f"{'x' * (2000 if at == 70 else 2)}\n" for at in range(1, 101)))
+    arguments = ("classify", "--file", path, "--task", "spam")
+    done = labelmux(*arguments, "--json", url=server.url)
+    *answers, last = done.lines
+    assert (done.code, done.err) == (1, f"error: {path}, line 70 has too much\n")
+    assert len(answers) == 64
+    told = {"code": "text_too_long", "message": f"{path}, line 70 has too much"}
+    assert last["error"] == told | {"where": f"{path}, line 70", "request_id": "r-1"}
+    people = labelmux(*arguments, url=server.url)
+    assert (people.code, people.err) == (1, done.err)
+    assert people.out.count("spam") == 64 * 2
+
+
+def test_a_text_that_the_server_refuses_is_named_by_its_argument(labelmux, server):
+    done = labelmux("classify", *["hi"] * 70, "x" * 2000, "--task", "spam", url=server.url)
+    assert done.err == "error: argument 71 has too much\n"
+    long = "x" * 2000
+    done = labelmux("classify", "a", "b", "c", long, "--pair", "--task", "spam", url=server.url)
+    assert done.err == "error: pair 2 has too much\n"
+
+
+def test_a_failure_of_one_task_names_the_line_too(labelmux, server, monkeypatch):
+    def predict(name, text, body):
+        index = body["texts"].index(text)
+        return {"error": {"code": "text_truncated", "message": f"text {index} is over", "index": 0}}
+
+    monkeypatch.setattr(server, "_predict", predict)
+    arguments = ("--task", "spam", "--task", "tone", "--json")
+    done = labelmux("classify", *arguments, url=server.url, stdin="a\n\nb\n")
+    told = [line["predictions"]["spam"]["error"]["message"] for line in done.lines[:2]]
+    assert told == ["stdin, line 1 is over", "stdin, line 3 is over"]
+
+
 @pytest.mark.parametrize(
     ("args", "problem"),
     [
