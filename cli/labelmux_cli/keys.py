@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from labelmux_cli.connection import AsJson
+from labelmux_cli.errors import UsageError
 from labelmux_cli.output import print_json, print_line, print_table, reported, tell, when
 from labelmux_server.settings import Settings
 
@@ -32,7 +33,12 @@ StateDir = Annotated[
     ),
 ]
 KeyName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the key.")]
-PerMinute = typer.Option(metavar="N", min=0, help="Most of them in a minute; 0: no limit.")
+#: More than any server does, and few enough for the database.
+_MOST_PER_MINUTE = 10**12
+PerMinute = typer.Option(
+    metavar="N", min=0, max=_MOST_PER_MINUTE, help="Most of them in a minute; 0: no limit."
+)
+_LONGEST_GRACE_S = 366 * 24 * 3600
 
 _STATE_DIR = Settings().state_dir
 
@@ -117,7 +123,7 @@ def rotate(
     grace_s: Annotated[
         float,
         typer.Option(
-            "--grace-s", metavar="S", min=0, help="How long the key before stays in force."
+            "--grace-s", metavar="S", help="How long the key before stays in force; up to a year."
         ),
     ] = 0.0,
     state_dir: StateDir = _STATE_DIR,
@@ -129,6 +135,8 @@ def rotate(
       labelmux keys rotate shop
       labelmux keys rotate shop --grace-s 3600
     """
+    if not 0 <= grace_s <= _LONGEST_GRACE_S:  # so neither for nan
+        raise UsageError(f"--grace-s is {grace_s:g}; give 0 to {_LONGEST_GRACE_S} seconds, a year")
     with _opened(state_dir) as found:
         _show(name, found.rotate(name, grace_s), as_json)
 

@@ -15,11 +15,11 @@ import typer
 
 from labelmux_cli import keys, releases, remote
 from labelmux_cli.classify import classify
-from labelmux_cli.errors import BROKEN_PIPE
+from labelmux_cli.errors import BROKEN_PIPE, FAILED, line
 from labelmux_cli.evaluate import evaluate
 from labelmux_cli.import_peft import import_peft
 from labelmux_cli.inspect_file import inspect
-from labelmux_cli.output import print_line, quiet_stdout
+from labelmux_cli.output import ClosedStdout, print_line, quiet_stdout, tell
 from labelmux_cli.serve import serve
 from labelmux_cli.train import train
 
@@ -85,17 +85,27 @@ def main(
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the process's exit code."""
-    code: object = 0
+    if sys.stdout is None:
+        sys.stdout = ClosedStdout()
     try:
-        app(args=None if arguments is None else list(arguments), prog_name="labelmux")
-    except SystemExit as end:
-        code = end.code
-    try:
+        code = _run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
         quiet_stdout()
         return BROKEN_PIPE
-    return code if isinstance(code, int) else int(code is not None)
+    except OSError as error:
+        quiet_stdout()
+        tell(line(error))
+        return FAILED
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="labelmux")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
 
 
 if __name__ == "__main__":

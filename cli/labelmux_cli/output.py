@@ -6,14 +6,18 @@ markup, no control characters that a terminal would obey.
 
 from __future__ import annotations
 
+import errno
 import functools
+import io
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from datetime import datetime
-from typing import Any, ParamSpec
+from pathlib import Path
+from typing import Any, NoReturn, ParamSpec, TextIO
 
 import typer
 from rich.console import Console
@@ -36,16 +40,22 @@ class _Console(Console):
         raise
 
 
+class ClosedStdout(io.TextIOBase):
+    """In stdout's place where the process was started without one; results need somewhere to go."""
+
+    def write(self, _: str) -> NoReturn:
+        """Refuse it, as a full disk would."""
+        raise OSError(errno.EBADF, "closed, and there are results to write", "stdout")
+
+
 def out() -> Console:
     """The console of results."""
-    return _Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
+    return _Console(width=_width(sys.stdout), highlight=False)
 
 
 def err() -> Console:
-    """The console of progress and problems."""
-    return _Console(
-        stderr=True, width=None if sys.stderr.isatty() else _PIPE_WIDTH, highlight=False
-    )
+    """The console of progress and problems; nowhere, where the process has no stderr."""
+    return _Console(stderr=True, width=_width(sys.stderr), highlight=False)
 
 
 def plain(value: object) -> Text:
@@ -140,8 +150,7 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
             quiet_stdout()
             raise typer.Exit(errors.BROKEN_PIPE) from None
         except errors.TOLD as error:
-            if kwargs.get("as_json"):
-                print_json({"error": errors.describe(error)})
+            _end_stdout(error if kwargs.get("as_json") else None)
             tell(errors.line(error))
             raise typer.Exit(errors.exit_code(error)) from error
 
@@ -149,7 +158,20 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def quiet_stdout() -> None:
-    """After a broken pipe: nothing more is written, also not when the interpreter ends."""
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, sys.stdout.fileno())
-    os.close(devnull)
+    """Once it takes no more: nothing is written, also not when the interpreter ends."""
+    with suppress(io.UnsupportedOperation), Path(os.devnull).open("wb") as devnull:
+        os.dup2(devnull.fileno(), sys.stdout.fileno())
+
+
+def _end_stdout(error: BaseException | None) -> None:
+    """The error for scripts, unless stdout takes nothing: that may be what the error is about."""
+    try:
+        if error is not None:
+            print_json({"error": errors.describe(error)})
+        sys.stdout.flush()
+    except OSError:
+        quiet_stdout()
+
+
+def _width(stream: TextIO | None) -> int | None:
+    return None if stream is not None and stream.isatty() else _PIPE_WIDTH

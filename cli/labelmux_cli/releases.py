@@ -43,6 +43,7 @@ def shadow(
       labelmux shadow spam --end
     """
     number = _number(version, end=end)
+    _check_share(share)
     with connect(url, key) as client:
         started = None if number is None else client.shadow(task, number, share=share)
         if started is None:
@@ -77,6 +78,7 @@ def canary(
         raise UsageError(f"--by is {by!r}; give text or caller")
     if number is not None and share is None:
         raise UsageError("how much shall it answer? give --share, such as 0.05 for 5 %")
+    _check_share(share)
     with connect(url, key) as client:
         started = None
         if number is None:
@@ -136,6 +138,11 @@ def _number(version: int | None, *, end: bool) -> int | None:
     if (version is None) != end:
         raise UsageError("give the number of a version to begin with it, or --end to end it")
     return version
+
+
+def _check_share(share: float | None) -> None:
+    if share is not None and not 0 < share <= 1:  # so neither for nan
+        raise UsageError(f"--share is {share:g}; give more than 0 and at most 1, which is all")
 
 
 def _tell(task: str, kind: str, started: Shadow | Canary | None, *, as_json: bool) -> None:

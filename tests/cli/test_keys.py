@@ -69,6 +69,26 @@ def test_what_cannot_be_ends_in_1_and_says_why(labelmux, state, args, words):
     assert "Traceback" not in done.err
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["rotate", "there", "--grace-s", "inf"],
+        ["rotate", "there", "--grace-s", "nan"],
+        ["rotate", "there", "--grace-s", "1e300"],
+        ["rotate", "there", "--grace-s", "-1"],
+        ["create", "x", "--requests-per-minute", "9" * 23],
+        ["create", "x", "--tokens-per-minute", "9" * 23],
+    ],
+)
+def test_numbers_beyond_all_reason_end_in_2_and_name_the_option(labelmux, state, args):
+    labelmux("keys", "create", "there")
+    done = labelmux("keys", *args)
+    assert (done.code, done.out) == (2, "")
+    assert args[2] in done.err
+    (key,) = labelmux("keys", "list", "--json").json["keys"]
+    assert (key["name"], key["live"]) == ("there", True)
+
+
 def test_a_folder_that_is_no_state_folder_is_told_of(labelmux, state):
     done = labelmux("keys", "list")
     assert done.code == 1

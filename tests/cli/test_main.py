@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -131,6 +132,35 @@ def test_a_closed_pipe_is_quiet(server):
         os.close(writer)
         _, err = done.communicate(timeout=60)
     assert (done.returncode, err) == (141, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["classify", "hi", "--task", "spam", "--json"],
+        ["tasks"],
+        ["tasks", "--json"],
+        ["versions", "absent", "--json"],
+        ["--version"],
+    ],
+)
+def test_a_full_disk_ends_in_1_and_one_line(server, args):
+    with open("/dev/full", "wb") as full:
+        where = [] if args == ["--version"] else ["--url", server.url]
+        with spawn(*args, *where, stdout=full) as done:
+            _, err = done.communicate(timeout=60)
+    problem = b"labelmux tasks" if "absent" in args else b"no space left on device"
+    assert (done.returncode, err.count(b"\n")) == (1, 1), err
+    assert problem in err
+
+
+@pytest.mark.parametrize("args", [["tasks"], ["tasks", "--json"], ["versions", "absent"]])
+def test_a_closed_stdout_ends_in_1_and_one_line(server, args):
+    with spawn(*args, "--url", server.url, preexec_fn=lambda: os.close(1)) as done:
+        _, err = done.communicate(timeout=60)
+    problem = b"labelmux tasks" if "absent" in args else b"stdout: closed"
+    assert (done.returncode, err.count(b"\n"), problem in err) == (1, 1, True), err
 
 
 @pytest.mark.usefixtures("interruptible")

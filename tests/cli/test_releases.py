@@ -92,6 +92,9 @@ def test_shadow_canary_and_trials(labelmux, server, adapter_file):
         (["shadow", "spam", 2, "--end"], "--end"),
         (["canary", "spam", 2], "--share"),
         (["canary", "spam", 2, "--share", 0.1, "--by", "moon"], "moon"),
+        (["canary", "spam", 2, "--share", "nan"], "--share is nan"),
+        (["canary", "spam", 2, "--share", 0], "--share is 0"),
+        (["shadow", "spam", 2, "--share", "inf"], "--share is inf"),
     ],
 )
 def test_trials_that_make_no_sense_ask_nobody(labelmux, server, args, problem):
