@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ Form = Literal["csv", "tsv", "jsonl"]
 _FORMS: dict[str, Form] = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 #: A quoted field longer than this is taken for a missing closing quote.
 _MAX_FIELD_CHARS = 1_000_000
+#: What ends a cell or a row of TSV, so that no cell can hold it. Nothing else does.
+_ENDS = re.compile(r"\r\n|[\r\n\t]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +111,7 @@ def row_bytes(values: Sequence[str] | dict[str, Any], form: Form) -> bytes:
     if form == "jsonl":
         return json.dumps(values).encode() + b"\n"
     if form == "tsv":
-        return (
-            "\t".join(" ".join(cell.splitlines()).replace("\t", " ") for cell in values).encode()
-            + b"\n"
-        )
+        return "\t".join(_ENDS.sub(" ", cell) for cell in values).encode() + b"\n"
     text = io.StringIO()
     # With this end of line the writer quotes what holds a carriage return, too.
     csv.writer(text, lineterminator="\r\n").writerow(values)

@@ -102,6 +102,21 @@ def test_every_form_goes_in_and_comes_out(run, tmp_path, form, to, packed):
     assert labels == ["spam", "ham", "ham"]
 
 
+def test_a_table_of_tabs_keeps_its_cells_but_for_what_ends_them(run, tmp_path):
+    source, target = tmp_path / "in.tsv", tmp_path / "out.tsv"
+    cells = ["a\u2028b", "a\x85b", "a\x0bb", "a\x0cb", "a\x1cb", ' a "b" ']
+    source.write_bytes("".join(f"{cell}\n" for cell in ["text", *cells]).encode())
+    assert run(source=source, target=target).code == 0
+    rows = target.read_bytes().decode().split("\n")[1:-1]
+    assert [row.split("\t")[0] for row in rows] == cells
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(as_jsonl([{"text": "a\r\nb\rc\nd\te\n"}]))
+    target.unlink()
+    assert run(source=source, target=target).code == 0
+    assert target.read_bytes().split(b"\n")[1].startswith(b"a b c d e \t")
+    assert run(source=source, target=target).code == 0
+
+
 def test_what_each_kind_of_task_says_in_a_table(run, server, files):
     common = {"truncated": False, "windows": 1, "calibrated": True}
     labels = [{"label": "a", "score": 0.9}, {"label": "b", "score": 0.7}]
