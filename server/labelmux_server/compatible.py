@@ -5,7 +5,7 @@ Fields that such a client sends and that change nothing here are passed over.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fastapi import Request
@@ -21,8 +21,18 @@ from labelmux_server.service import Service
 
 LABELS_ERRORS = (*CLASSIFY_ERRORS, errors.NoDefaultTaskError, errors.SpansUnsupportedError)
 
+#: What to do about some errors of ``_REMEDIED``, in the words of a route's own fields.
+Remedies = Mapping[type[errors.ServerError], str]
+_REMEDIES: Remedies = {
+    errors.NeedsPairsError: 'send "text" and "pair"',
+    errors.TakesSingleTextsError: 'send "text" without "pair"',
+}
+
 #: A text, or two that are read together.
 Sequences = Sequence[tuple[str, ...]]
+
+#: Their messages end in a remedy; they are made from it and their fields.
+_REMEDIED = (errors.NeedsPairsError, errors.TakesSingleTextsError, errors.TextTruncatedError)
 
 
 class ForeignRequest(BaseModel):
@@ -60,6 +70,7 @@ async def label(
     raw_scores: bool = False,
     truncation: bool = True,
     top_k: int | None = None,
+    remedies: Remedies = _REMEDIES,
 ) -> Labelled:
     """Ask ``task`` (or ``task@3``) for the labels of texts, or of pairs of texts.
 
@@ -80,7 +91,13 @@ async def label(
         windows=None,
     )
     service: Service = request.app.state.service
-    found, body = await unless_gone(request, answer(service, request.state.caller, wanted))
+    try:
+        found, body = await unless_gone(request, answer(service, request.state.caller, wanted))
+    except _REMEDIED as error:
+        fields: dict[str, Any] = error.fields
+        if type(error) not in remedies:
+            raise
+        raise type(error)(**fields, remedy=remedies[type(error)]) from error
     version = found.columns[0].version
     assert version is not None
     if version.manifest.task_kind == "token":

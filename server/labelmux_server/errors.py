@@ -196,29 +196,30 @@ class DigestMismatchError(RequestError):
 class NeedsPairsError(RequestError):
     """The task reads two texts, the request has single ones."""
 
-    def __init__(self, task: str) -> None:
-        super().__init__(
-            f'task {task!r} reads two texts; send "pairs": [["first", "second"]], not "texts"',
-            task=task,
-        )
+    def __init__(
+        self, task: str, remedy: str = 'send "pairs", or in each line of a stream "text" and "pair"'
+    ) -> None:
+        super().__init__(f"task {task!r} reads two texts; {remedy}", task=task)
 
 
 class TakesSingleTextsError(RequestError):
     """The task reads one text, the request has pairs."""
 
-    def __init__(self, task: str) -> None:
-        super().__init__(
-            f'task {task!r} reads one text; send "texts" instead of "pairs"', task=task
-        )
+    def __init__(
+        self, task: str, remedy: str = 'send "texts", or in each line of a stream "text" alone'
+    ) -> None:
+        super().__init__(f"task {task!r} reads one text; {remedy}", task=task)
 
 
 class TextTruncatedError(RequestError):
     """A text is too long and the caller refused truncation."""
 
-    def __init__(self, task: str, index: int, limit_tokens: int) -> None:
+    def __init__(
+        self, task: str, index: int, limit_tokens: int, remedy: str = 'allow "truncation"'
+    ) -> None:
         super().__init__(
             f"text {index} is over the {limit_tokens} tokens that task {task!r} reads; shorten it, "
-            'or allow "truncation"',
+            f"or {remedy}",
             task=task,
             index=index,
             limit_tokens=limit_tokens,

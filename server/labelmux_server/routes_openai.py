@@ -14,7 +14,14 @@ from labelmux_server.access import guarded_router
 from labelmux_server.answers import json_answer
 from labelmux_server.bodies import read_json
 from labelmux_server.caller import Caller
-from labelmux_server.compatible import LABELS_ERRORS, ForeignRequest, Labelled, default_task, label
+from labelmux_server.compatible import (
+    LABELS_ERRORS,
+    ForeignRequest,
+    Labelled,
+    Remedies,
+    default_task,
+    label,
+)
 from labelmux_server.documented import body_of, documented
 from labelmux_server.registry import Version
 from labelmux_server.schemas import LabelScore
@@ -36,6 +43,10 @@ Texts = Annotated[
 ]
 
 
+_REMEDIES: Remedies = {
+    errors.NeedsPairsError: 'this route takes single texts alone; send "pairs" to /v1/classify',
+    errors.TextTruncatedError: 'send "truncate_prompt_tokens": -1',
+}
 _EXAMPLE: dict[str, Any] = {"model": "sentiment", "input": ["What a lovely film."]}
 
 
@@ -162,6 +173,7 @@ async def vllm_classify(request: Request) -> Response:
         [(text,) for text in wanted.input],
         raw_scores=wanted.use_activation is False,
         truncation=wanted.truncate_prompt_tokens is not None,
+        remedies=_REMEDIES,
     )
     names = found.version.manifest.labels
     data = [
@@ -193,7 +205,11 @@ async def infinity_classify(request: Request) -> Response:
     wanted = await read_json(request, InfinityRequest, service.settings.max_body_bytes)
     task = wanted.model or default_task(service)
     found = await label(
-        request, task, [(text,) for text in wanted.input], raw_scores=wanted.raw_scores
+        request,
+        task,
+        [(text,) for text in wanted.input],
+        raw_scores=wanted.raw_scores,
+        remedies=_REMEDIES,
     )
     about = _about(request, task, found)
     return json_answer(

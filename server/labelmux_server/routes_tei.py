@@ -16,7 +16,13 @@ from labelmux_server.access import guarded_router
 from labelmux_server.answers import json_answer
 from labelmux_server.bodies import read_json
 from labelmux_server.caller import Caller
-from labelmux_server.compatible import LABELS_ERRORS, ForeignRequest, default_task, label
+from labelmux_server.compatible import (
+    LABELS_ERRORS,
+    ForeignRequest,
+    Remedies,
+    default_task,
+    label,
+)
 from labelmux_server.documented import body_of, documented
 from labelmux_server.error_shapes import TeiError
 from labelmux_server.registry import parse_name
@@ -27,6 +33,13 @@ router = guarded_router("TEI", "classify", error_body=TeiError)
 info_router = guarded_router("TEI", "classify", "admin", error_body=TeiError)
 
 _INPUTS = 'give a text, a pair ["a", "b"], or a batch [["a"], ["b"]] or [["a", "b"], ["c", "d"]]'
+_REMEDIES: Remedies = {
+    errors.NeedsPairsError: 'send "inputs": ["first", "second"], a batch as lists of two strings',
+    errors.TakesSingleTextsError: (
+        'two strings in one list are a pair; send a batch as "inputs": [["first"], ["second"]]'
+    ),
+    errors.TextTruncatedError: 'leave out "truncate": false',
+}
 _FUNCTIONS = {"single_label": "softmax", "multi_label": "sigmoid"}
 
 #: One text, or two that are read together.
@@ -154,6 +167,7 @@ async def _predict(request: Request, task: str) -> Response:
         raw_scores=wanted.raw_scores or parameters.function_to_apply == "none",
         truncation=wanted.truncate is not False,
         top_k=parameters.top_k,
+        remedies=_REMEDIES,
     )
     _check_function(parameters, found.version.manifest.task_kind)
     nested = batch or wanted.parameters is not None

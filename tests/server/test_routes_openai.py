@@ -96,6 +96,27 @@ def test_what_is_wrong_is_an_error_object(serving, adapter_bytes, path, body, st
     serving(scenario)
 
 
+@pytest.mark.parametrize(
+    ("path", "model", "remedy"),
+    [
+        ("/classify", "t", '"truncate_prompt_tokens": -1'),
+        ("/classify", "pairs", "/v1/classify"),
+        ("/infinity/classify", "pairs", "/v1/classify"),
+    ],
+)
+def test_errors_say_what_to_do_there(serving, adapter_bytes, path, model, remedy):
+    async def scenario(client, service):
+        await put(client, "t", adapter_bytes())
+        await put(client, "pairs", adapter_bytes(pair=True))
+        body = {"model": model, "input": "the coast " * 99}
+        answer = await client.post(path, json=body)
+        assert answer.status_code == 422
+        assert remedy in answer.json()["error"]["message"]
+        assert '"truncation"' not in answer.json()["error"]["message"]
+
+    serving(scenario)
+
+
 def test_models_are_the_tasks_at_once(serving, adapter_bytes, tiny_encoder):
     async def scenario(client, service):
         assert (await client.get("/v1/models")).json() == {"object": "list", "data": []}

@@ -121,7 +121,9 @@ def test_a_task_that_cannot_read_a_line_says_so_beside_the_others(serving, adapt
         await put(client, "t", adapter_bytes())
         await put(client, "p", adapter_bytes(pair=True))
         (line,) = await stream(client, [{"text": "a"}], ["t", "p"])
-        assert line["predictions"]["p"]["error"]["code"] == "task_needs_pairs"
+        error = line["predictions"]["p"]["error"]
+        assert error["code"] == "task_needs_pairs"
+        assert 'line of a stream "text" and "pair"' in error["message"]
         assert line["predictions"]["t"]["labels"]
 
     serving(scenario)

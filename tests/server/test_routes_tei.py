@@ -178,6 +178,25 @@ def test_what_is_wrong_is_told_as_tei_tells_it(serving, tasks, task, body, statu
     serving(scenario, max_client_batch_size=8)
 
 
+@pytest.mark.parametrize(
+    ("task", "body", "remedy"),
+    [
+        ("one", {"inputs": "the coast " * 99, "truncate": False}, '"truncate"'),
+        ("one", {"inputs": ["a", "b"]}, '"inputs": [["first"], ["second"]]'),
+        ("pairs", {"inputs": "a"}, '"inputs": ["first", "second"]'),
+    ],
+)
+def test_errors_say_what_to_do_in_the_fields_of_tei(serving, tasks, task, body, remedy):
+    async def scenario(client, service):
+        await tasks(client)
+        answer = await client.post(f"/tei/{task}/predict", json=body)
+        said = answer.json()["error"]
+        assert remedy in said
+        assert not [name for name in ('"texts"', '"pairs"', '"truncation"') if name in said]
+
+    serving(scenario)
+
+
 def test_an_empty_text_is_a_text_and_unknown_fields_are_passed_over(serving, tasks):
     async def scenario(client, service):
         await tasks(client)
