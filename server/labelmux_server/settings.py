@@ -25,7 +25,8 @@ LogFormat = Literal["plain", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 #: What a header can carry, or a digest.
-_ADMIN_KEY = re.compile(r"(?!sha256:)\S+|sha256:[0-9a-fA-F]{64}")
+#: Clients send a key in a header, so it has printable ASCII alone.
+_ADMIN_KEY = re.compile(r"(?!sha256:)[!-~]+|sha256:[0-9a-fA-F]{64}")
 
 _URL = re.compile(r"https?://[^/\s]+")
 
@@ -264,8 +265,8 @@ class Settings:
             raise SettingsError(f"port is {self.port}; a port is at most 65535")
         if self.admin_key is not None and not _ADMIN_KEY.fullmatch(self.admin_key):
             raise SettingsError(
-                "admin_key is no key; set one without spaces, or sha256: and the 64 hexadecimal "
-                "digits of one's digest, or leave it out"
+                "admin_key is no key; set one of ASCII letters, digits and signs without spaces, "
+                "or sha256: and the 64 hexadecimal digits of one's digest, or leave it out"
             )
         if self.otlp_endpoint is not None and not _URL.match(self.otlp_endpoint):
             raise SettingsError(

@@ -46,6 +46,8 @@ def test_the_environment_is_read_only_when_given(monkeypatch):
         ({"no_demo": "perhaps"}, "--no-demo"),
         ({"admin_key": " "}, "admin_key"),
         ({"admin_key": "two words"}, "admin_key"),
+        ({"admin_key": "sécret"}, "admin_key.*ASCII"),
+        ({"admin_key": "a\x7fb"}, "admin_key.*ASCII"),
         ({"admin_key": "sha256:abc"}, "admin_key"),
         ({"max_requests_per_minute": -1}, "max_requests_per_minute"),
         ({"max_text_tokens": 7}, "max_text_tokens"),
