@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from labelmux_adapters.errors import AdapterError
 from labelmux_server.error_shapes import error_answer
 from labelmux_server.errors import (
+    BatchFailedError,
     BodyStalledError,
     InternalError,
     InvalidRequestError,
@@ -152,10 +153,16 @@ def _request_id(sent: str | None) -> str:
 
 
 def refuse(request: Request, error: BaseException, metrics: Metrics) -> Response:
-    """The error in the shape of its route; what is our fault goes to the log."""
+    """The error in the shape of its route; what is our fault goes to the log.
+
+    What a failed batch failed with was logged where it ran, once for all who were in it.
+    """
     known = answer_for(type(error))
     if known.status == 500:
-        _log.error("request %s failed", request.state.request_id, exc_info=error)
+        if isinstance(error, BatchFailedError):
+            _log.error("request %s failed with its batch", request.state.request_id)
+        else:
+            _log.error("request %s failed", request.state.request_id, exc_info=error)
     metrics.record_rejected(known.code)
     path, request_id = request.scope["path"], request.state.request_id
     return error_answer(error, path, request_id, _headers(error))

@@ -58,6 +58,7 @@ ServerError
 │   ├── DrainingError             the server is shutting down
 │   ├── TimedOutError             the answer was not there in time
 │   └── InternalError             a fault of ours
+│       └── BatchFailedError      the batch with the request's rows failed
 └── CallerGoneError               the caller left; there is nobody to answer
 """
 
@@ -483,6 +484,10 @@ class InternalError(UnavailableError):
 
     def __init__(self) -> None:
         super().__init__("the server failed on this request; its log has the cause by request id")
+
+
+class BatchFailedError(InternalError):
+    """The batch with the request's rows failed; the log has the cause once, for all in it."""
 
 
 class CallerGoneError(ServerError):

@@ -22,10 +22,15 @@ from labelmux_encoder.batch import pack_rows
 from labelmux_encoder.tokenizer import TokenRow
 from labelmux_encoder.weights import LoadedEncoder
 from labelmux_server.batcher import Batcher
-from labelmux_server.errors import DrainingError, NotReadyError, OutOfMemoryError
+from labelmux_server.errors import (
+    BatchFailedError,
+    DrainingError,
+    NotReadyError,
+    OutOfMemoryError,
+)
 from labelmux_server.feature_cache import FeatureCache
 from labelmux_server.metrics import Metrics
-from labelmux_server.submission import Batch, EncoderRow, Times
+from labelmux_server.submission import Batch, EncoderRow, Fault, Times
 from labelmux_server.threads import give_way
 
 #: Tokens of one readout that pads. Padding costs more than calls on a CPU: 128 mixed texts
@@ -94,7 +99,7 @@ class Replica:
 
     async def stop(self) -> None:
         """Finish the running batches; rows that still wait fail. On the event loop."""
-        Batch(self._batcher.close()).deliver(DrainingError())
+        Batch(self._batcher.close()).deliver(DrainingError)
         for thread in self._threads:
             await asyncio.to_thread(thread.join)
 
@@ -123,22 +128,22 @@ class Replica:
             _log.critical("a thread of the encoder ended", exc_info=True)
             work.ended = True
             for left in (*work.unanswered, Batch(self._batcher.close())):
-                self._loop.call_soon_threadsafe(left.deliver, NotReadyError())
+                self._loop.call_soon_threadsafe(left.deliver, NotReadyError)
 
     def _serve(self, batch: Batch, work: _Work, *, may_split: bool = True) -> None:
         """Answer a batch; if there is no memory for it, each half by itself."""
         started = time.monotonic()
-        answers: Sequence[Sequence[NDArray[np.float32]]] | BaseException
+        answers: Sequence[Sequence[NDArray[np.float32]]] | Fault
         encode_s = 0.0
         try:
             answers, encode_s = self._answer(batch) if batch.rows else ([], 0.0)
         except Exception as error:  # noqa: BLE001 - the batch boundary: fails these rows alone
             _log.exception("a batch of %d texts failed", len(batch.rows))
-            # The fault itself would keep what the failed pass had allocated.
-            answers = OutOfMemoryError() if is_out_of_memory(error) else error
-        if isinstance(answers, BaseException):
+            # The exception itself would keep what the failed pass had allocated.
+            answers = OutOfMemoryError if is_out_of_memory(error) else BatchFailedError
+        if callable(answers):
             self._recover()
-            if may_split and len(batch.rows) > 1 and isinstance(answers, OutOfMemoryError):
+            if may_split and len(batch.rows) > 1 and answers is OutOfMemoryError:
                 halves = batch.halves()
                 work.unanswered = list(halves)
                 for half in halves:
@@ -149,8 +154,7 @@ class Replica:
         times = Times(started, encode_s, seconds - encode_s)
         self._batcher.done(batch, seconds)
         if batch.rows:
-            failed = isinstance(answers, BaseException)
-            self._metrics.batches.record(batch, times, failed=failed)
+            self._metrics.batches.record(batch, times, failed=callable(answers))
         work.unanswered.remove(batch)
         self._loop.call_soon_threadsafe(batch.deliver, answers, times)
 

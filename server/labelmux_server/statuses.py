@@ -88,6 +88,7 @@ TABLE: Mapping[type[Exception], Answer] = {
     errors.DrainingError: Answer(503, "draining"),
     errors.TimedOutError: Answer(504, "timeout"),
     errors.InternalError: Answer(500, "internal"),
+    errors.BatchFailedError: Answer(500, "internal"),
     errors.CallerGoneError: Answer(499, "caller_gone"),
     **_adapter_answers(),
 }

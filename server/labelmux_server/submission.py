@@ -11,9 +11,14 @@ import math
 from array import array
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
-from labelmux_server.errors import TimedOutError
+from labelmux_server.errors import ServerError, TimedOutError
+
+#: What went wrong, made anew for each who is told: to raise an exception adds to its traceback, so
+#: one that many callers raise grows with each.
+Fault = Callable[[], ServerError]
 
 
 def row_key(
@@ -70,7 +75,7 @@ class Submission:
     answers: list[Any] = field(init=False)
     #: Rows that the encoder read for it so far, each distinct text once.
     encoder_rows: int = 0
-    error: BaseException | None = None
+    error: ServerError | None = None
     remaining: int = field(init=False)
     #: On the batcher's clock; set by ``submit``.
     submitted_s: float = math.inf
@@ -106,9 +111,10 @@ class Submission:
         self.answers[place] = value
         self._count(1)
 
-    def fail(self, rows: int, error: BaseException | None) -> None:
-        """That many rows will have no answer; the first error stands for the request."""
-        self.error = self.error or error
+    def fail(self, rows: int, fault: Fault | None) -> None:
+        """That many rows will have no answer; the first fault stands for the request."""
+        if self.error is None and fault is not None:
+            self.error = fault()
         self._count(rows)
 
     def _count(self, rows: int) -> None:
@@ -175,10 +181,8 @@ class Batch:
             Batch(self.rows[half:], one_thread=self.one_thread),
         )
 
-    def deliver(
-        self, answers: Sequence[Sequence[Any]] | BaseException, times: Times | None = None
-    ) -> None:
-        """Give every reader its answer, or every reader the error. On the event loop.
+    def deliver(self, answers: Sequence[Sequence[Any]] | Fault, times: Times | None = None) -> None:
+        """Give every reader its answer, or every reader an error. On the event loop.
 
         Args:
             answers: one per reader, for each of ``rows``; or what went wrong.
@@ -186,8 +190,8 @@ class Batch:
         """
         for row in self.expired:
             for submission, _ in row.readers:
-                submission.fail(1, TimedOutError(submission.timeout_s))
-        if isinstance(answers, BaseException):
+                submission.fail(1, partial(TimedOutError, submission.timeout_s))
+        if callable(answers):
             for row in self.rows:
                 for submission, _ in row.readers:
                     submission.fail(1, answers)

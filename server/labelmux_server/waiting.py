@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from labelmux_server.batcher import Batcher
-from labelmux_server.errors import OverloadedError
+from labelmux_server.errors import ServerError
 from labelmux_server.submission import Row, Submission
 
 
@@ -19,7 +19,7 @@ async def answered(
 
     Raises:
         OverloadedError: too much waits already.
-        BaseException: what a batch with one of the rows failed with.
+        ServerError: what became of a batch with one of the rows, or of the queue.
     """
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -31,7 +31,7 @@ async def answered(
     submission = Submission(rows, timeout_s, finish)
     try:
         batcher.submit(submission)
-    except OverloadedError:
+    except ServerError:
         settled()
         raise
     try:
@@ -40,5 +40,5 @@ async def answered(
         if submission.remaining:
             batcher.cancel(submission)
     if submission.error is not None:
-        raise submission.error
+        raise submission.error from None
     return submission

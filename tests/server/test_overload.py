@@ -5,8 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import traceback
 
 import pytest
+
+from labelmux_server.batcher import Batcher, Limits
+from labelmux_server.errors import BatchFailedError, NotReadyError
+from labelmux_server.submission import Row, row_key
+from labelmux_server.waiting import answered
 
 WORDS = ("train", "coast", "film", "soup", "bread", "dogs")
 
@@ -185,6 +191,60 @@ def test_a_failed_pass_fails_its_rows_and_no_others(serving, busy, caplog):
         assert service.ready
 
     serving(scenario)
+
+
+def test_a_failed_pass_is_told_to_each_caller_and_logged_once(serving, busy, caplog):
+    async def scenario(client, service):
+        gated, first = await busy(client, service)
+        gated.fault = RuntimeError("device on fire")
+        texts = [f"the {start} to the {end}" for start in WORDS for end in WORDS]
+        waiting = [asyncio.ensure_future(classify(client, text)) for text in texts]
+        await until(lambda: service.batcher.queued_rows == len(texts))
+        with caplog.at_level(logging.ERROR):
+            gated.gate.set()
+            answers = await asyncio.gather(first, *waiting)
+        assert {answer.json()["error"]["code"] for answer in answers} == {"internal"}
+        traced = [record for record in caplog.records if record.exc_info]
+        assert {record.name for record in traced} == {"labelmux_server.replica"}
+        failures = (await client.get("/metrics")).text
+        assert f"labelmux_batch_failures_total {float(len(traced))}" in failures
+        assert len(traced) < len(answers)
+        for answer in answers:
+            assert answer.headers["x-request-id"] in caplog.text
+
+    serving(scenario)
+
+
+def test_each_caller_of_a_failed_batch_has_an_error_of_its_own():
+    async def scenario():
+        batcher = Batcher(Limits(64, 64, 64, 64, max_queue_s=5.0, max_wait_ms=0.0))
+        rows = [Row(row_key((1,), (0,)), (1,), (0,), slot="s")]
+        waiting = [
+            asyncio.ensure_future(answered(batcher, rows, 20.0, lambda: None)) for _ in range(16)
+        ]
+        await asyncio.sleep(0)
+        batcher.take_now().deliver(BatchFailedError)
+        errors = await asyncio.gather(*waiting, return_exceptions=True)
+        assert len({id(error) for error in errors}) == 16
+        depths = {len(traceback.extract_tb(error.__traceback__)) for error in errors}
+        assert len(depths) == 1
+        assert all(isinstance(error, BatchFailedError) for error in errors)
+        assert all(error.__cause__ is None and error.__suppress_context__ for error in errors)
+
+    asyncio.run(scenario())
+
+
+def test_whatever_the_queue_refuses_leaves_nothing_held():
+    async def scenario():
+        batcher = Batcher(Limits(64, 64, 64, 64, max_queue_s=5.0, max_wait_ms=0.0))
+        batcher.close()
+        settled = []
+        rows = [Row(row_key((1,), (0,)), (1,), (0,), slot="s")]
+        with pytest.raises(NotReadyError):
+            await answered(batcher, rows, 20.0, lambda: settled.append(True))
+        assert settled == [True]
+
+    asyncio.run(scenario())
 
 
 def test_no_answer_in_time_is_504(serving, busy):

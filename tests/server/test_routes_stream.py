@@ -210,6 +210,23 @@ def test_a_line_whose_answer_is_not_there_in_time_is_told(serving, adapter_bytes
     serving(scenario, request_timeout_s=0.5, max_queue_s=0.5)
 
 
+def test_a_failed_batch_fails_its_lines_and_the_stream_goes_on(calling, gate_replica):
+    async def scenario(caller, service):
+        gated = gate_replica(service)
+        gated.gate.set()
+        for number, fault in enumerate((RuntimeError("device on fire"), None, None), start=1):
+            gated.fault = fault
+            caller.send({"text": TEXTS[number]})
+            (line,) = await caller.lines(1)
+            assert line["line"] == number
+            assert codes([line]) == ["internal" if fault else None]
+            assert "fire" not in str(line)
+        caller.end()
+        await caller.done
+
+    calling(scenario)
+
+
 class Caller:
     """One request over bare ASGI: lines go in and answers come out by hand."""
 
