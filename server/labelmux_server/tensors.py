@@ -5,21 +5,25 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import FailFast, Field
 
 from labelmux_server.compatible import ForeignRequest
 from labelmux_server.errors import InvalidRequestError
 
 _LENGTH = struct.Struct("<I")
+#: Of one dimension; bounded, since sizes are multiplied.
+_Size = Annotated[int, Field(ge=0, le=2**31)]
 
 
 class InputTensor(ForeignRequest):
     """One input."""
 
     name: str
-    shape: list[int] = Field(min_length=1, description="[N] or [N, 1].")
+    shape: Annotated[list[_Size], FailFast()] = Field(
+        min_length=1, max_length=2, description="[N] or [N, 1]."
+    )
     datatype: str = Field(description="BYTES.")
     data: list[Any] | None = Field(None, description="Texts, where they are not behind the JSON.")
     parameters: dict[str, Any] = Field(default_factory=dict)
@@ -50,7 +54,7 @@ def texts_of(tensors: list[InputTensor], behind: bytes) -> dict[str, list[str]]:
         else:
             texts = list(_unpacked(behind[at : at + size], size, where))
             at += size
-        if min(tensor.shape) < 0 or math.prod(tensor.shape) != len(texts):
+        if math.prod(tensor.shape) != len(texts):
             raise InvalidRequestError(where, f"shape {tensor.shape} has not {len(texts)} texts")
         found[tensor.name] = texts
     if at != len(behind):

@@ -146,6 +146,10 @@ def test_the_server_is_live_ready_and_says_what_it_is(serving):
         (INFER, {"inputs": [tensor([])]}, 422, "invalid_request"),
         (INFER, {"inputs": [tensor(["a"], shape=[2])]}, 422, "invalid_request"),
         (INFER, {"inputs": [tensor(["a"], shape=[-1])]}, 422, "invalid_request"),
+        (INFER, {"inputs": [tensor(["a"], shape=[-1, -1])]}, 422, "invalid_request"),
+        (INFER, {"inputs": [tensor(["a"], shape=[1, 1, 1])]}, 422, "invalid_request"),
+        (INFER, {"inputs": [tensor(["a"], shape=[2**31 + 1])]}, 422, "invalid_request"),
+        (INFER, {"inputs": [tensor(["a"], shape=[9] * 100_000)]}, 422, "invalid_request"),
         (INFER, {"inputs": [tensor(["a"], "other")]}, 422, "invalid_request"),
         (INFER, {"inputs": [tensor(["a"]), tensor(["a"])]}, 422, "invalid_request"),
         (INFER, {"inputs": [tensor(["a"]), tensor(["a", "b"], "pair")]}, 422, "invalid_request"),
@@ -170,5 +174,6 @@ def test_what_is_wrong_is_told_in_one_string(serving, adapter_bytes, path, body,
         assert (answer.status_code, error["code"]) == (status, code), error
         assert error["request_id"] == answer.headers["x-request-id"]
         assert isinstance(error["error"], str)
+        assert len(error["error"]) < 200
 
     serving(scenario)
