@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from labelmux_encoder.tokenizer import TextInput
@@ -67,8 +68,7 @@ async def answer(service: Service, caller: Caller, wanted: ClassifyRequest) -> A
     texts: list[Any] = wanted.pairs if wanted.texts is None else wanted.texts  # type: ignore[assignment]
     _check_sizes(texts, service.settings)
     names = _names(wanted, service.registry, caller)
-    if len(names) > service.settings.max_tasks_per_call:
-        raise errors.TooManyTasksError(len(names), service.settings.max_tasks_per_call)
+    _check_tasks(names, service.settings)
     found = await service.engine.classify(names, texts, caller, _terms(wanted))
     if wanted.task is not None:
         _raise_first_error(found)
@@ -93,10 +93,13 @@ def _check_sizes(texts: list[TextInput], settings: Settings) -> None:
 
 def _names(wanted: ClassifyRequest, registry: Registry, caller: Caller) -> list[str]:
     """The tasks asked for, once each; ``*`` becomes the caller's that read what was sent."""
-    asked = [wanted.task] if wanted.task is not None else wanted.tasks or []
+    if wanted.task is not None:
+        return [wanted.task]
+    asked = dict.fromkeys(wanted.tasks or ())
+    _check_tasks(asked, caller.settings)
     names: dict[str, None] = {}
     for name in asked:
-        if name == EVERY_TASK and wanted.task is None:
+        if name == EVERY_TASK:
             reads_pairs = wanted.pairs is not None
             names.update(
                 (version.task, None)
@@ -106,6 +109,11 @@ def _names(wanted: ClassifyRequest, registry: Registry, caller: Caller) -> list[
         else:
             names[name] = None
     return list(names)
+
+
+def _check_tasks(names: Collection[str], settings: Settings) -> None:
+    if len(names) > settings.max_tasks_per_call:
+        raise errors.TooManyTasksError(len(names), settings.max_tasks_per_call)
 
 
 def _raise_first_error(found: Classified) -> None:

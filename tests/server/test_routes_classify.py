@@ -193,6 +193,26 @@ def test_every_task_means_those_that_read_what_is_sent(serving, adapter_bytes):
     serving(scenario)
 
 
+def test_every_task_named_often_is_looked_up_once(serving, adapter_bytes, monkeypatch):
+    async def scenario(client, service):
+        await put(client, "t", adapter_bytes())
+        looked, real = [], service.registry.active
+
+        def active():
+            looked.append(True)
+            return real()
+
+        monkeypatch.setattr(service.registry, "active", active)
+        answer = await classify(client, tasks=["*", "t"] * 500, texts="a")
+        assert list(answer.json()["results"][0]["predictions"]) == ["t"]
+        assert len(looked) == 1
+        answer = await classify(client, tasks=["*", "a", "b", "c"], texts="a")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_many_tasks")
+        assert len(looked) == 1
+
+    serving(scenario, max_tasks_per_call=3)
+
+
 def test_a_pinned_version_serves_beside_the_active_one(serving, adapter_bytes):
     async def scenario(client, service):
         first = await put(client, "t", adapter_bytes(seed=0))
