@@ -50,8 +50,8 @@ class _Row(StrictRequest):
     text: str = Field(min_length=1)
     pair: str | None = None
     label: str | None = None
-    labels: list[str] | None = None
-    spans: list[_Span] | None = None
+    labels: list[str] | None = Field(None, fail_fast=True)
+    spans: list[_Span] | None = Field(None, fail_fast=True)
 
     @model_validator(mode="after")
     def _one_truth(self) -> _Row:

@@ -37,8 +37,8 @@ def _texts(value: object) -> object:
 
 Texts = Annotated[
     list[str],
+    Field(min_length=1, fail_fast=True),
     BeforeValidator(_texts),
-    Field(min_length=1),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
 ]
 

@@ -60,9 +60,14 @@ class InferRequest(ForeignRequest):
     id: str | None = Field(None, description="Comes back with the answer.")
     parameters: InferParameters = InferParameters()
     inputs: list[InputTensor] = Field(
-        min_length=1, description="`text`, and `pair` for a task that reads two."
+        min_length=1,
+        max_length=2,
+        fail_fast=True,
+        description="`text`, and `pair` for a task that reads two.",
     )
-    outputs: list[RequestedOutput] | None = Field(None, description="All if left out.")
+    outputs: list[RequestedOutput] | None = Field(
+        None, fail_fast=True, description="All if left out."
+    )
 
 
 class IndexRequest(ForeignRequest):

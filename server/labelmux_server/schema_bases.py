@@ -1,4 +1,8 @@
-"""What every body has in common: nothing but what is named."""
+"""What every body has in common: nothing but what is named.
+
+A list in a request stops at its first fault (``fail_fast``): faults of millions of items would be
+collected on the event loop, and one is told.
+"""
 
 from __future__ import annotations
 

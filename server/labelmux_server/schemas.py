@@ -5,7 +5,14 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from labelmux_adapters.kinds import Pooling, TaskKind
 from labelmux_server.release_schemas import GateScoresInfo
@@ -46,13 +53,14 @@ class ClassifyRequest(_Request):
     tasks: list[str] | None = Field(
         None,
         min_length=1,
+        fail_fast=True,
         description="Several; `*` stands for every task that reads what is sent.",
     )
     texts: Annotated[list[str] | None, _ONE_OR_MANY] = Field(
-        None, min_length=1, description="One text or many."
+        None, min_length=1, fail_fast=True, description="One text or many."
     )
     pairs: list[tuple[str, str]] | None = Field(
-        None, min_length=1, description="Pairs of texts that a task reads together."
+        None, min_length=1, fail_fast=True, description="Pairs of texts that a task reads together."
     )
     top_k: int | None = Field(None, ge=1, description="Only so many labels, best first.")
     raw_scores: bool = Field(

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import FailFast, Field
+from pydantic import Field
 
 from labelmux_server.compatible import ForeignRequest
 from labelmux_server.errors import InvalidRequestError
@@ -21,8 +21,8 @@ class InputTensor(ForeignRequest):
     """One input."""
 
     name: str
-    shape: Annotated[list[_Size], FailFast()] = Field(
-        min_length=1, max_length=2, description="[N] or [N, 1]."
+    shape: list[_Size] = Field(
+        min_length=1, max_length=2, fail_fast=True, description="[N] or [N, 1]."
     )
     datatype: str = Field(description="BYTES.")
     data: list[Any] | None = Field(None, description="Texts, where they are not behind the JSON.")
