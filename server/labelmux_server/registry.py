@@ -18,6 +18,8 @@ from labelmux_server.trial import NO_TRIALS, Trials
 
 TASK_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$"
 _TASK = re.compile(TASK_PATTERN)
+#: The highest version that a pinned name, and so any request, can name.
+MAX_VERSION = 999_999_999
 _PINNED = re.compile(r"([^@]*)@([1-9][0-9]{0,8})")
 
 

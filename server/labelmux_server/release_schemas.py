@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 
 from labelmux_adapters.kinds import TaskKind
+from labelmux_server.registry import MAX_VERSION
 from labelmux_server.schema_bases import StrictAnswer, StrictRequest
 from labelmux_server.trial import ShareOf
 
@@ -19,7 +20,7 @@ class ShadowRequest(StrictRequest):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"version": 2, "share": 1.0}]})
 
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, le=MAX_VERSION)
     share: Share = Field(1.0, description="Of the task's texts, by a hash of each.")
 
 
@@ -30,7 +31,7 @@ class CanaryRequest(StrictRequest):
         json_schema_extra={"examples": [{"version": 2, "share": 0.05, "by": "text"}]}
     )
 
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, le=MAX_VERSION)
     share: Share = Field(description="Of the texts or callers, by a hash of each.")
     by: ShareOf = Field(
         "text",

@@ -19,7 +19,7 @@ from labelmux_server.answers import (
 from labelmux_server.bodies import read_json, read_upload, stated_sha256
 from labelmux_server.caller import Caller
 from labelmux_server.documented import ADAPTER_ERRORS, body_of, documented, raw_body
-from labelmux_server.registry import check_task_name
+from labelmux_server.registry import MAX_VERSION, check_task_name
 from labelmux_server.routes_releases import pass_gate
 from labelmux_server.schemas import (
     ActivateAnswer,
@@ -36,7 +36,7 @@ from labelmux_server.service import Service
 router = guarded_router("tasks", "classify", "admin")
 admin_router = guarded_router("admin", "admin")
 
-Number = Annotated[int, Path(ge=1)]
+Number = Annotated[int, Path(ge=1, le=MAX_VERSION)]
 
 _Search = Annotated[str, Query(description="Only tasks with this in their name, in any case.")]
 _After = Annotated[str, Query(description="Only tasks behind this name: the last one's, to go on.")]
@@ -154,7 +154,7 @@ async def task_history(request: Request, task: str) -> Response:
     },
 )
 async def download_adapter(
-    request: Request, task: str, version: Annotated[int | None, Query(ge=1)] = None
+    request: Request, task: str, version: Annotated[int | None, Query(ge=1, le=MAX_VERSION)] = None
 ) -> Response:
     """The adapter file of the active version, or of the one named."""
     service = _service(request)

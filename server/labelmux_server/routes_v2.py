@@ -17,20 +17,21 @@ from labelmux_server.caller import Caller
 from labelmux_server.compatible import LABELS_ERRORS, ForeignRequest, Labelled, label
 from labelmux_server.documented import body_of, documented
 from labelmux_server.error_shapes import V2Error
-from labelmux_server.registry import Version
+from labelmux_server.registry import MAX_VERSION, Version
 from labelmux_server.service import Service
 from labelmux_server.tensors import InputTensor, texts_of
 
 router = guarded_router("Open Inference Protocol", "classify", error_body=V2Error)
 info_router = guarded_router("Open Inference Protocol", "classify", "admin", error_body=V2Error)
 
-Number = Annotated[int, Path(ge=1)]
+Number = Annotated[int, Path(ge=1, le=MAX_VERSION)]
 OutputName = Literal["labels", "scores", "truncated"]
 
 _MODEL = "/v2/models/{task}"
 _VERSION = _MODEL + "/versions/{version}"
 #: Where the JSON ends, for clients that send tensors behind it.
 _JSON_LENGTH = "inference-header-content-length"
+_LENGTH_DIGITS = 20
 _EXAMPLE: dict[str, Any] = {
     "inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["What a lovely film."]}]
 }
@@ -256,9 +257,13 @@ def _json_length(request: Request, body_bytes: int) -> int:
     stated = request.headers.get(_JSON_LENGTH)
     if stated is None:
         return body_bytes
-    if not stated.isdecimal() or int(stated) > body_bytes:
+    # Python makes no number of thousands of digits.
+    fits = stated.isdecimal() and len(stated) <= _LENGTH_DIGITS and int(stated) <= body_bytes
+    if not fits:
         raise errors.InvalidRequestError(
-            _JSON_LENGTH, f"{stated!r}, but the body has {body_bytes} bytes"
+            _JSON_LENGTH,
+            f"{stated[:_LENGTH_DIGITS]!r}, but the body has {body_bytes} bytes; give those of its "
+            "JSON",
         )
     return int(stated)
 

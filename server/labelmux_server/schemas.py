@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from labelmux_adapters.kinds import Pooling, TaskKind
+from labelmux_server.registry import MAX_VERSION
 from labelmux_server.release_schemas import GateScoresInfo
 from labelmux_server.schema_bases import StrictAnswer as _Answer
 from labelmux_server.schema_bases import StrictRequest as _Request
@@ -92,7 +93,7 @@ class ActivateRequest(_Request):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"version": 1}]})
 
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, le=MAX_VERSION)
     gated: bool = Field(
         False, description="Only if it is at least as good as the active one on the task's gate."
     )

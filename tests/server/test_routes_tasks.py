@@ -197,6 +197,35 @@ def test_a_task_that_is_not_here_is_404_everywhere(serving, method, path, body):
     serving(scenario)
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "in_body"),
+    [
+        ("GET", "/v1/tasks/t/versions/{}", False),
+        ("DELETE", "/v1/tasks/t/versions/{}", False),
+        ("GET", "/v1/tasks/t/adapter?version={}", False),
+        ("POST", "/v1/tasks/t/activate", True),
+        ("POST", "/v1/tasks/t/shadow", True),
+        ("POST", "/v1/tasks/t/canary", True),
+        ("GET", "/v2/models/t/versions/{}", False),
+        ("GET", "/v2/models/t/versions/{}/ready", False),
+        ("POST", "/v2/models/t/versions/{}/infer", False),
+    ],
+)
+def test_a_version_number_of_any_size_is_refused_by_name(
+    serving, adapter_bytes, method, path, in_body
+):
+    async def scenario(client, service):
+        await put(client, "t", adapter_bytes())
+        for number in (10**9, 2**64, 10**30):
+            sent = {"version": number, "share": 1.0} if in_body else None
+            answer = await client.request(method, path.format(number), json=sent)
+            assert answer.status_code == 422, answer.text
+            assert "version" in answer.text
+            assert "999999999" in answer.text
+
+    serving(scenario)
+
+
 def test_uploads_that_are_refused_change_nothing(serving, adapter_bytes):
     async def scenario(client, service):
         await put(client, "t", adapter_bytes(seed=0))

@@ -95,6 +95,7 @@ def test_texts_may_lie_behind_the_json(serving, adapter_bytes):
             await send(packed, head | {"parameters": {"binary_data_size": "9"}}),
             await send(packed, **{"inference-header-content-length": "99999"}),
             await send(packed, **{"inference-header-content-length": "x"}),
+            await send(packed, **{"inference-header-content-length": "1" * 5000}),
         ]
         for answer in wrong:
             assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
