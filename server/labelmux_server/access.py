@@ -15,6 +15,7 @@ from labelmux_server import errors
 from labelmux_server.caller import Caller
 from labelmux_server.documented import documented
 from labelmux_server.keys import EVERY_RIGHT, Scope
+from labelmux_server.registry import parse_name
 from labelmux_server.schemas import ErrorBody
 from labelmux_server.service import Service
 from labelmux_server.settings import is_loopback
@@ -33,8 +34,8 @@ _REFUSALS = (
 class Guard(SecurityBase):
     """A router's dependency: lets those through whose key has one of the scopes.
 
-    A path's ``{task}`` must be one of the key's. From then on ``request.state.caller`` is the
-    ``Caller``.
+    A path's ``{task}``, which may be ``task@3``, must be one of the key's. From then on
+    ``request.state.caller`` is the ``Caller``.
     """
 
     scheme_name = "key"
@@ -56,7 +57,7 @@ class Guard(SecurityBase):
         caller = request.state.caller = _caller(request)
         caller.check_scope(self._scopes)
         if "task" in request.path_params:
-            caller.check_task(request.path_params["task"])
+            caller.check_task(parse_name(request.path_params["task"])[0])
         caller.spend_request()
 
 

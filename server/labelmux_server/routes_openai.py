@@ -119,7 +119,7 @@ class Model(BaseModel):
     object: Literal["model"]
     created: int
     owned_by: str
-    root: str = Field(description="Digest of the active version.")
+    root: str = Field(description="Digest of the active version, or of the one named.")
     parent: str = Field(description="The encoder.")
     max_model_len: int
 
@@ -246,12 +246,15 @@ async def list_infinity_models(request: Request) -> Response:
 @models_router.get(
     "/v1/models/{task}",
     response_model=Model,
-    responses=documented(errors.TaskNotFoundError, errors.InvalidRequestError),
+    responses=documented(
+        errors.TaskNotFoundError, errors.VersionNotFoundError, errors.InvalidRequestError
+    ),
 )
 async def get_model(request: Request, task: str) -> Response:
-    """One task, as OpenAI shows a model."""
+    """One task, or one version of it as `task@3`, as OpenAI shows a model."""
     service: Service = request.app.state.service
-    return json_answer(_model(service.registry.get(task), service.loaded.name))
+    found = _model(service.registry.resolve(task), service.loaded.name)
+    return json_answer(found | {"id": task})
 
 
 async def _models(request: Request) -> dict[str, Any]:

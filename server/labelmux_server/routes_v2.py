@@ -17,7 +17,7 @@ from labelmux_server.caller import Caller
 from labelmux_server.compatible import LABELS_ERRORS, ForeignRequest, Labelled, label
 from labelmux_server.documented import body_of, documented
 from labelmux_server.error_shapes import V2Error
-from labelmux_server.registry import MAX_VERSION, Version
+from labelmux_server.registry import MAX_VERSION, Registry, Version
 from labelmux_server.service import Service
 from labelmux_server.tensors import InputTensor, texts_of
 
@@ -297,13 +297,13 @@ def _tensor(name: OutputName, datatype: str, shape: list[int], data: list[Any]) 
 
 def _model(request: Request, task: str, version: int | None) -> Response:
     registry = _service(request).registry
-    found = registry.get(task, version)
+    found = _find(registry, task, version)
     labels = len(found.manifest.labels)
     inputs = ["text", "pair"] if found.pair else ["text"]
     return json_answer(
         {
             "name": task,
-            "versions": [str(each.number) for each in registry.versions(task)],
+            "versions": [str(each.number) for each in registry.versions(found.task)],
             "platform": f"labelmux_{found.manifest.method}",
             "inputs": [_info(name, "BYTES", [-1]) for name in inputs],
             "outputs": _output_infos(found, labels),
@@ -326,8 +326,13 @@ def _info(name: str, datatype: str, shape: list[int]) -> dict[str, Any]:
 
 
 def _ready(request: Request, task: str, version: int | None) -> Response:
-    _service(request).registry.get(task, version)
+    _find(_service(request).registry, task, version)
     return json_answer({"name": task, "ready": True})
+
+
+def _find(registry: Registry, task: str, version: int | None) -> Version:
+    """The version that the path names, by a part of its own or as ``task@3``."""
+    return registry.resolve(task) if version is None else registry.get(task, version)
 
 
 def _service(request: Request) -> Service:

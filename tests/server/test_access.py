@@ -30,6 +30,8 @@ PROBES = {
 #: What a browser asks before anybody could enter a key; it says nothing of this server.
 CONSOLE = {"/", "/console/t"}
 PUBLIC = PROBES | CONSOLE
+#: An input of the Open Inference Protocol.
+TENSOR = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}
 #: What reads although it is no GET.
 READS = {
     "/v1/classify",
@@ -288,6 +290,39 @@ def test_a_key_for_some_tasks_classifies_with_those_alone(serving, adapter_bytes
         every = (await ask(tasks=["*"])).json()["results"][0]["predictions"]
         assert set(every) == {"shop-mood", "shop-spam"}
         assert all("error" not in item for item in every.values())
+
+    serving(scenario)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/tei/{}/predict", {"inputs": "a"}),
+        ("GET", "/tei/{}/info", None),
+        ("POST", "/v2/models/{}/infer", {"inputs": [TENSOR]}),
+        ("GET", "/v2/models/{}", None),
+        ("GET", "/v2/models/{}/ready", None),
+        ("GET", "/v1/models/{}", None),
+    ],
+)
+def test_a_pinned_name_in_a_path_needs_a_key_for_its_task(
+    serving, adapter_bytes, method, path, body
+):
+    async def scenario(client, service):
+        for task in ("t", "u"):
+            for seed in range(2):
+                await client.put(f"/v1/tasks/{task}/adapter", content=adapter_bytes(seed=seed))
+        one, two, missing, other = [
+            await client.request(method, path.format(name), json=body)
+            for name in ("t@1", "t@2", "t@3", "u@1")
+        ]
+        assert (one.status_code, two.status_code, other.status_code) == (200, 200, 200)
+        assert missing.status_code == 404
+        assert "version_not_found" in missing.text
+        key = make_key(service, "k", "classify", tasks=("t",))
+        for name, status in (("t", 200), ("t@1", 200), ("t@3", 404), ("u", 403), ("u@1", 403)):
+            answer = await client.request(method, path.format(name), json=body, headers=key)
+            assert answer.status_code == status, (name, answer.text)
 
     serving(scenario)
 
