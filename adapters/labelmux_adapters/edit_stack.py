@@ -16,7 +16,8 @@ class EditStack(Slots):
 
     def __init__(self, edits: Sequence[Edit]) -> None:
         """Room for edits like these, which are as the pass lays them out, each a stack of one."""
-        self._like = list(edits)
+        # Without their tensors, which nobody counts among what is resident.
+        self._like = [with_tensors(edit, lambda _, tensor: tensor.new_empty(0)) for edit in edits]
         examples = _named(edits)
         self._dtypes = {name: tensor.dtype for name, tensor in examples.items()}
         device = next(iter(examples.values())).device

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +15,14 @@ from numpy.typing import NDArray
 
 from labelmux_adapters.bank import Bank
 from labelmux_adapters.canaries import check_canaries
+from labelmux_adapters.edit_stack import EditStack
 from labelmux_adapters.edited import ENCODER_SIZES
 from labelmux_adapters.errors import CanaryMismatchError, ManifestError, SizeMisfitError
 from labelmux_adapters.files import Adapter
 from labelmux_adapters.heads import head_logits
 from labelmux_adapters.methods import METHODS
 from labelmux_encoder.batch import pack_rows
-from labelmux_encoder.edits import Placed
+from labelmux_encoder.edits import Gate, LowRank, Placed, tensors_of
 from labelmux_encoder.model import derive, run_pass
 from labelmux_encoder.weights import LoadedEncoder, read_checkpoint
 
@@ -133,6 +136,28 @@ def test_slots_are_reused_and_neighbours_keep_their_answers(
     found = bank.readout(features, batch.lengths, [(0, slot)])[0]
     expected = serve(tiny_encoder, [kept], [(0, TEXTS[0])])[0]
     assert np.abs(found - expected).max() < ROW_TOLERANCE
+
+
+@pytest.mark.parametrize("gate", [None, Gate(torch.ones(1, 2, 8), torch.ones(1, 2))])
+def test_a_stack_keeps_the_shape_of_its_first_edits_and_not_their_tensors(
+    gate: Gate | None,
+) -> None:
+    edit = LowRank("query", torch.ones(1, 2, 3, 8), torch.ones(1, 2, 8, 3), gate)
+    first = [weakref.ref(edit.down), weakref.ref(edit.up)]
+    stack = EditStack([edit])
+    slot = stack.add([edit])
+    del edit
+    stack.remove(slot)
+    stack.trim()
+    gc.collect()
+    assert [tensor() for tensor in first] == [None, None]
+    other = LowRank("query", torch.zeros(1, 2, 3, 8), torch.zeros(1, 2, 8, 3), gate)
+    slot = stack.add([other])
+    (placed,) = stack.placed((slot,))
+    assert isinstance(placed.edit, LowRank)
+    assert placed.edit.site == "query"
+    for name, tensor in tensors_of(other).items():
+        assert torch.equal(tensors_of(placed.edit)[name][slot], tensor[0])
 
 
 def test_what_an_adapter_takes_is_known_before_it_is_read(make_adapter: MakeAdapter) -> None:
