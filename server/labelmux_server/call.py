@@ -209,8 +209,7 @@ class Call:
         if version.pair != self._pairs:
             kind = TakesSingleTextsError if self._pairs else NeedsPairsError
             raise kind(version.task)
-        limit = min(version.manifest.max_tokens, self._max_text_tokens)
-        _check_terms(version, limit, self._terms)
+        limit = check_terms(version, self._terms, self._max_text_tokens)
         hold = self._residency.hold(version)
         self._holds.append(hold)
         return _Part(version, limit, hold, texts)
@@ -304,13 +303,20 @@ async def _loaded(hold: Hold) -> None:
     hold.slot.result()
 
 
-def _check_terms(version: Version, limit_tokens: int, terms: Terms) -> None:
+def check_terms(version: Version, terms: Terms, max_text_tokens: int) -> int:
+    """How many tokens the version reads at a time, if it can answer on such terms.
+
+    Raises:
+        NoRawScoresError, OverlapTooLongError
+    """
+    limit_tokens = min(version.manifest.max_tokens, max_text_tokens)
     if terms.raw_scores and version.manifest.task_kind == "token":
         raise NoRawScoresError(version.task)
     # With more, the number of windows would grow with the overlap, not with the text.
     most = limit_tokens // 2 - 1
     if terms.overlap_tokens is not None and terms.overlap_tokens > most:
         raise OverlapTooLongError(version.task, terms.overlap_tokens, most)
+    return limit_tokens
 
 
 def _outcomes(part: _Part, answers: Sequence[Any]) -> list[Outcome]:

@@ -68,8 +68,8 @@ async def answer(service: Service, caller: Caller, wanted: ClassifyRequest) -> A
     texts: list[Any] = wanted.pairs if wanted.texts is None else wanted.texts  # type: ignore[assignment]
     _check_sizes(texts, service.settings)
     names = _names(wanted, service.registry, caller)
-    _check_tasks(names, service.settings)
-    found = await service.engine.classify(names, texts, caller, _terms(wanted))
+    check_tasks(names, service.settings)
+    found = await service.engine.classify(names, texts, caller, terms_of(wanted))
     if wanted.task is not None:
         _raise_first_error(found)
     if found.tokens <= _LOOP_TOKENS and len(texts) * len(names) <= _LOOP_CELLS:
@@ -77,7 +77,8 @@ async def answer(service: Service, caller: Caller, wanted: ClassifyRequest) -> A
     return Answered(found, await asyncio.to_thread(classify_body, found, texts, wanted))
 
 
-def _terms(wanted: ClassifyRequest) -> Terms:
+def terms_of(wanted: ClassifyRequest) -> Terms:
+    """How the texts are to be read, as the engine takes it."""
     overlap_tokens = None if wanted.windows is None else wanted.windows.overlap_tokens
     return Terms(wanted.truncation, overlap_tokens, wanted.raw_scores)
 
@@ -96,7 +97,7 @@ def _names(wanted: ClassifyRequest, registry: Registry, caller: Caller) -> list[
     if wanted.task is not None:
         return [wanted.task]
     asked = dict.fromkeys(wanted.tasks or ())
-    _check_tasks(asked, caller.settings)
+    check_tasks(asked, caller.settings)
     names: dict[str, None] = {}
     for name in asked:
         if name == EVERY_TASK:
@@ -111,7 +112,12 @@ def _names(wanted: ClassifyRequest, registry: Registry, caller: Caller) -> list[
     return list(names)
 
 
-def _check_tasks(names: Collection[str], settings: Settings) -> None:
+def check_tasks(names: Collection[str], settings: Settings) -> None:
+    """Return if one call may name so many.
+
+    Raises:
+        TooManyTasksError
+    """
     if len(names) > settings.max_tasks_per_call:
         raise errors.TooManyTasksError(len(names), settings.max_tasks_per_call)
 

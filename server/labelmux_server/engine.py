@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from labelmux_encoder.tokenizer import TextInput
 from labelmux_server.batcher import Batcher
-from labelmux_server.call import Call
+from labelmux_server.call import Call, check_terms
 from labelmux_server.caller import Caller
 from labelmux_server.errors import TimedOutError, TooManyTextsError
 from labelmux_server.metrics import Metrics
@@ -95,6 +95,14 @@ class Engine:
                 raise TimedOutError(self._timeout_s) from error
             finally:
                 call.leave()
+
+    def check(self, name: str, terms: Terms) -> None:
+        """Return if what ``name`` means now can answer any text on such terms.
+
+        Raises:
+            TaskNotFoundError, VersionNotFoundError, NoRawScoresError, OverlapTooLongError
+        """
+        check_terms(self._registry.resolve(name), terms, self._max_text_tokens)
 
     async def _run(self, call: Call, texts: Sequence[TextInput]) -> Classified:
         self._check_rows("rows (texts times tasks)", len(texts) * call.readable)

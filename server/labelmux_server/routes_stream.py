@@ -10,9 +10,10 @@ from labelmux_server import errors
 from labelmux_server.access import guarded_router
 from labelmux_server.bodies import LINES_TYPES, media_type
 from labelmux_server.caller import Caller
-from labelmux_server.classification import CLASSIFY_ERRORS, EVERY_TASK
+from labelmux_server.classification import CLASSIFY_ERRORS, EVERY_TASK, check_tasks, terms_of
 from labelmux_server.documented import body_of, documented
 from labelmux_server.line_stream import LineStream
+from labelmux_server.outcomes import Terms
 from labelmux_server.registry import parse_name
 from labelmux_server.schemas import ClassifyRequest, StreamAnswer, StreamLine, Windows
 from labelmux_server.service import Service
@@ -35,9 +36,20 @@ _Raw = Annotated[bool, Query(description="Logits instead of calibrated probabili
 _Truncation = Annotated[bool, Query(description="False: a text that is too long is an error.")]
 _Overlap = Annotated[
     int | None,
-    Query(ge=0, le=32_768, description="Read long texts in windows that share so many tokens."),
+    Query(
+        ge=0,
+        le=32_768,
+        description="Read long texts in windows that share so many tokens; 32 where there is only "
+        "`aggregation`.",
+    ),
 ]
-_Aggregation = Annotated[Aggregation, Query(description="What the logits of windows become.")]
+_Aggregation = Annotated[
+    Aggregation | None,
+    Query(
+        description="Read long texts in windows whose logits become this; `mean` where there is "
+        "only `overlap_tokens`."
+    ),
+]
 
 #: Its parts are in the document already, as those of the answer to `POST /v1/classify`.
 _SCHEMA = StreamAnswer.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -65,7 +77,7 @@ async def classify_stream(
     raw_scores: _Raw = False,
     truncation: _Truncation = True,
     overlap_tokens: _Overlap = None,
-    aggregation: _Aggregation = "mean",
+    aggregation: _Aggregation = None,
 ) -> Response:
     """Scores of any number of texts: a line with each, a line of answer to each, in order.
 
@@ -79,7 +91,7 @@ async def classify_stream(
     if found not in ("", *LINES_TYPES):
         raise errors.MediaTypeError(found, LINES_TYPES[0])
     names = list(dict.fromkeys(task))
-    _check(names, service, caller)
+    check_tasks(names, service.settings)
     wanted = ClassifyRequest(
         task=None,
         tasks=names,
@@ -88,18 +100,29 @@ async def classify_stream(
         top_k=top_k,
         raw_scores=raw_scores,
         truncation=truncation,
-        windows=None
-        if overlap_tokens is None
-        else Windows(overlap_tokens=overlap_tokens, aggregation=aggregation),
+        windows=_windows(overlap_tokens, aggregation),
     )
+    _check(names, terms_of(wanted), service, caller)
     return LineStream(service, caller, wanted)
 
 
-def _check(names: list[str], service: Service, caller: Caller) -> None:
-    """A task that could answer no line is told before the first."""
-    if len(names) > service.settings.max_tasks_per_call:
-        raise errors.TooManyTasksError(len(names), service.settings.max_tasks_per_call)
+def _windows(overlap_tokens: int | None, aggregation: Aggregation | None) -> Windows | None:
+    """Windows where either is given; what is not is as it is by default."""
+    fields = {"overlap_tokens": overlap_tokens, "aggregation": aggregation}
+    given = {name: value for name, value in fields.items() if value is not None}
+    return Windows.model_validate(given) if given else None
+
+
+def _check(names: list[str], terms: Terms, service: Service, caller: Caller) -> None:
+    """What could answer no line is told before the first."""
+    misfits: list[errors.ServerError] = []
     for name in names:
-        if name != EVERY_TASK:
-            caller.check_task(parse_name(name)[0])
-            service.registry.resolve(name)
+        if name == EVERY_TASK:
+            continue
+        caller.check_task(parse_name(name)[0])
+        try:
+            service.engine.check(name, terms)
+        except (errors.NoRawScoresError, errors.OverlapTooLongError) as error:
+            misfits.append(error)
+    if len(misfits) == len(names):
+        raise misfits[0]

@@ -80,6 +80,7 @@ def test_the_question_stands_in_the_query(serving, adapter_bytes):
                 {"overlap_tokens": 8, "aggregation": "max"},
                 {"windows": {"overlap_tokens": 8, "aggregation": "max"}},
             ),
+            ({"overlap_tokens": 8}, {"windows": {"overlap_tokens": 8}}),
         ):
             (line,) = await stream(client, [{"text": text}], **params)
             (expected,) = await native(client, [text], tasks=["t"], **body)
@@ -162,6 +163,28 @@ def test_what_could_answer_no_line_is_told_before_the_first(serving, adapter_byt
             sent = headers | ({"content-type": kind} if kind else {})
             answer = await client.post(PATH, content=b"{}", params=params, headers=sent)
             assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+    serving(scenario)
+
+
+def test_what_no_task_can_do_is_told_before_the_first_line(serving, adapter_bytes):
+    async def scenario(client, service):
+        await put(client, "t", adapter_bytes())
+        await put(client, "s", adapter_bytes(("O", "B-x", "I-x"), task_kind="token"))
+        for tasks, params, code in (
+            (["s"], {"raw_scores": "true"}, "no_raw_scores"),
+            (["s", "s@1"], {"raw_scores": "true"}, "no_raw_scores"),
+            (["t"], {"overlap_tokens": 32}, "overlap_too_long"),
+            # Windows share 32 tokens where only their aggregation is given.
+            (["t"], {"aggregation": "max"}, "overlap_too_long"),
+            (["t", "s"], {"overlap_tokens": 32, "raw_scores": "true"}, "overlap_too_long"),
+        ):
+            answer = await client.post(PATH, content=b"{}", params={"task": tasks, **params})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (422, code)
+        for tasks in (["s", "t"], ["s", "*"]):
+            (line,) = await stream(client, [{"text": "a"}], tasks, raw_scores="true")
+            assert line["predictions"]["s"]["error"]["code"] == "no_raw_scores"
+            assert line["predictions"]["t"]["labels"]
 
     serving(scenario)
 
