@@ -126,4 +126,5 @@ def _raise_first_error(found: Classified) -> None:
     for column in found.columns:
         for error in (column.error, *(outcome.error for outcome in column.outcomes)):
             if error is not None:
-                raise error
+                # All who waited for a load have the same one, and each raise adds to its traceback.
+                raise error.with_traceback(None)

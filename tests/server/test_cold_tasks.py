@@ -105,6 +105,37 @@ def test_a_damaged_file_is_told_to_those_who_ask_for_it_alone(serving, stored, t
     serving(scenario)
 
 
+def test_a_load_that_fails_is_told_to_many_in_a_log_of_as_many_lines(
+    serving, stored, tmp_path, caplog
+):
+    for path in (tmp_path / "state" / "blobs").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"x")
+
+    async def scenario(client, service):
+        gate, read = threading.Event(), service.residency._read
+
+        def gated(version):
+            assert gate.wait(LIMIT_S)
+            return read(version)
+
+        service.residency._read = gated
+        body = {"task": "cold", "texts": ["the train"]}
+        waiting = [asyncio.create_task(client.post("/v1/classify", json=body)) for _ in range(24)]
+        held = next(iter(service.residency._places.values()), None)
+        while held is None or held.holds < len(waiting):
+            await asyncio.sleep(0)
+            held = next(iter(service.residency._places.values()), None)
+        gate.set()
+        answers = await asyncio.gather(*waiting)
+        assert {answer.json()["error"]["code"] for answer in answers} == {"adapter_damaged"}
+
+    serving(scenario)
+    traced = [caplog.handler.format(r).count("\n") for r in caplog.records if r.exc_info]
+    assert len(traced) >= 24
+    assert max(traced) < 4 * min(traced)
+
+
 def test_more_tasks_than_fit_at_once_are_refused_by_name(serving, stored):
     async def scenario(client, service):
         version = service.registry.get("hot")
