@@ -38,7 +38,7 @@ def until_closed(caller: socket.socket) -> bytes:
 
 
 def head(path: str, *lines: str, method: str = "POST") -> bytes:
-    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: x", *lines, "", ""]).encode()
+    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: localhost", *lines, "", ""]).encode()
 
 
 def code(answer: bytes) -> tuple[int, str]:

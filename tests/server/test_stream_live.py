@@ -26,7 +26,7 @@ WORDS = ("train", "coast", "film", "soup", "bread", "dogs")
 GROWTH_LIMIT_BYTES = 24 * 1024 * 1024
 
 HEAD = (
-    "POST /v1/classify/stream?task=t HTTP/1.1\r\nHost: x\r\n"
+    "POST /v1/classify/stream?task=t HTTP/1.1\r\nHost: localhost\r\n"
     "Content-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
 )
 
