@@ -26,7 +26,7 @@ from labelmux_training.edited_trainer import (
     LabelledTokens,
     fit_edited,
 )
-from labelmux_training.errors import OptionsError
+from labelmux_training.errors import OptionsError, RunFolderError
 from labelmux_training.evaluate import evaluate
 from labelmux_training.kinds import KINDS
 from labelmux_training.loop import Fit
@@ -393,3 +393,15 @@ def test_weights_rounded_once_give_what_rounding_at_every_step_gives(
             for found in (constants, constants.rounded())
         )
     assert torch.equal(once, each_time)
+
+
+def test_a_folder_of_the_users_own_is_neither_a_run_nor_removed(
+    options: TrainOptions, tiny_encoder: LoadedEncoder
+) -> None:
+    mine = options.out.with_suffix(".run") / "my.csv"
+    mine.parent.mkdir()
+    mine.write_text("precious")
+    asked = replace(options, method="pasta", settings=settings("pasta", epochs=1))
+    with pytest.raises(RunFolderError, match=r"my\.csv"):
+        train(asked, tiny_encoder)
+    assert mine.read_text() == "precious"

@@ -11,6 +11,7 @@ TrainingError
 │   ├── PeftFolderError    a file of its folder is missing or damaged
 │   └── PeftRefusedError   it has what an adapter file cannot carry; named
 ├── OptionsError           an option, or two together, make no sense
+├── RunFolderError         the folder of a run has what cannot be gone on from
 └── CacheSpaceError        the features do not fit on the disk
 """
 
@@ -105,6 +106,14 @@ class OptionsError(TrainingError):
     def __init__(self, option: str, problem: str, next_step: str) -> None:
         self.option = option
         super().__init__(f"{option}: {problem}; {next_step}")
+
+
+class RunFolderError(TrainingError):
+    """Where a run is kept there is what no run put there, or what cannot be read."""
+
+    def __init__(self, path: Path, problem: str, next_step: str) -> None:
+        self.path = path
+        super().__init__(f"{path}: {problem}; {next_step}")
 
 
 class CacheSpaceError(TrainingError):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from labelmux_encoder.errors import CheckpointError
 from labelmux_encoder.weights import load_plain
+from labelmux_training.errors import RunFolderError
+
+_CHECKPOINT, _PARTIAL = "checkpoint.pt", "checkpoint.part"
 
 
 class RunFolder:
@@ -21,17 +26,29 @@ class RunFolder:
 
     def save(self, **values: Any) -> None:
         """Replace the checkpoint; it is the old one or the new one at any moment."""
-        partial = self._path / "checkpoint.part"
-        torch.save(values, partial)
-        partial.replace(self._path / "checkpoint.pt")
+        partial = self._path / _PARTIAL
+        with partial.open("wb") as file:
+            torch.save(values, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self._path / _CHECKPOINT)
 
     def saved(self) -> dict[str, Any] | None:
-        """The checkpoint, if there is one."""
-        checkpoint = self._path / "checkpoint.pt"
+        """The checkpoint, if there is one.
+
+        Raises:
+            RunFolderError: it cannot be read.
+        """
+        checkpoint = self._path / _CHECKPOINT
         if not checkpoint.exists():
             return None
-        values: dict[str, Any] = load_plain(checkpoint)
-        return values
+        try:
+            values = load_plain(checkpoint)
+        except CheckpointError as error:
+            raise RunFolderError(
+                checkpoint, "the checkpoint of a run, damaged", "delete it to begin again"
+            ) from error
+        return values if isinstance(values, dict) else {}
 
     def log(self, **values: Any) -> None:
         """Add a line to the log, and print it."""
@@ -45,9 +62,17 @@ class Checkpoint:
     """Where one run is kept while it lasts, beside what it makes."""
 
     def __init__(self, path: Path, run: str) -> None:
-        """``run``: what the run is; that of another run is not gone on from."""
+        """
+        Args:
+            path: the folder, which is of runs alone.
+            run: what the run is; that of another run is not gone on from.
+
+        Raises:
+            RunFolderError: something at ``path`` is no run's.
+        """
         self._path = path
         self._run = run
+        self._check()
 
     def save(self, **values: Any) -> None:
         """Replace what was kept."""
@@ -59,5 +84,22 @@ class Checkpoint:
         return saved if saved and saved["run"] == self._run else None
 
     def remove(self) -> None:
-        """The run is over."""
-        shutil.rmtree(self._path, ignore_errors=True)
+        """The run is over; what somebody else put into its folder stays there."""
+        for name in (_CHECKPOINT, _PARTIAL):
+            (self._path / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            self._path.rmdir()
+
+    def _check(self) -> None:
+        """Nobody's own files may be taken for a run's: those are replaced and removed."""
+        away = "move it away, or name another file to make"
+        if not self._path.is_dir():
+            if os.path.lexists(self._path):
+                raise RunFolderError(self._path, "no folder, and a run is kept there", away)
+            return
+        for found in sorted(self._path.iterdir()):
+            if found.name not in (_CHECKPOINT, _PARTIAL) or not found.is_file():
+                raise RunFolderError(found, "no file of a run, and a run is kept there", away)
+        saved = RunFolder(self._path).saved()
+        if saved is not None and "run" not in saved:
+            raise RunFolderError(self._path / _CHECKPOINT, "no checkpoint of a run", away)
