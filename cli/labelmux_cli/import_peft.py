@@ -74,9 +74,9 @@ def import_peft(
       labelmux import-peft my-lora --encoder microsoft/deberta-v3-base --labels ham,spam
       labelmux push my-lora.safetensors --task spam
     """
-    from labelmux_training.assemble import write_file
     from labelmux_training.import_peft import ImportOptions
     from labelmux_training.import_peft import import_peft as run
+    from labelmux_training.outputs import write_file
 
     result = run(
         ImportOptions(

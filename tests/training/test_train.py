@@ -12,12 +12,12 @@ from labelmux_adapters.canaries import check_canaries
 from labelmux_adapters.errors import ForeignEncoderError
 from labelmux_adapters.files import read_adapter
 from labelmux_encoder.weights import LoadedEncoder
-from labelmux_training.assemble import write_file
 from labelmux_training.columns import Columns
 from labelmux_training.data import read_rows
 from labelmux_training.errors import DataFileError, OptionsError, RowError, TooFewRowsError
 from labelmux_training.evaluate import evaluate
 from labelmux_training.options import TrainOptions
+from labelmux_training.outputs import write_file
 from labelmux_training.progress import NoProgress
 from labelmux_training.serving import serve_texts
 from labelmux_training.settings import TrainerSettings
@@ -225,6 +225,32 @@ def test_the_chosen_width_keeps_within_two_percent(
     sizes = choose_sizes(loaded, labels=5)
     assert share(loaded, sizes, 5) <= 0.02
     assert sizes.width >= 16
+
+
+@pytest.mark.parametrize("option", ("out", "report"))
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("folder.safetensors", "is a folder"),
+        ("file.txt/a.safetensors", "cannot be written"),
+        ("a" * 245 + ".safetensors", "cannot be written"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_named_before_any_work(
+    options: TrainOptions,
+    tiny_encoder: LoadedEncoder,
+    tmp_path: Path,
+    option: str,
+    given: str,
+    problem: str,
+) -> None:
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "file.txt").touch()
+    progress = Saying()
+    with pytest.raises(OptionsError, match=rf"{option}: '.*{given}' {problem}"):
+        train(replace(options, **{option: tmp_path / given}), tiny_encoder, progress)
+    assert progress.said == []
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from typing import Any
 from labelmux_adapters.files import Adapter, read_adapter
 from labelmux_encoder.tokenizer import TextInput
 from labelmux_encoder.weights import BUNDLED, LoadedEncoder, load_encoder
-from labelmux_training.assemble import write_file
 from labelmux_training.options import TrainOptions
+from labelmux_training.outputs import write_file
 from labelmux_training.progress import NoProgress
 from labelmux_training.settings import settings_for
 from labelmux_training.train import TrainResult, train

@@ -14,6 +14,7 @@ from labelmux_training.errors import OptionsError
 from labelmux_training.kinds import Kind
 from labelmux_training.settings import TrainerSettings, settings_for
 
+REPORT_NAME = "report.html"
 #: Token limit where none is asked for; the encoder's own limit where that is lower.
 DEFAULT_MAX_TOKENS = 256
 
@@ -76,6 +77,11 @@ class TrainOptions:
     def trainer(self) -> TrainerSettings:
         """The settings that were asked for, or the method's."""
         return self.settings or settings_for(self.method)
+
+    @property
+    def report_path(self) -> Path:
+        """The report that was asked for, or the one beside ``out``."""
+        return self.report or self.out.with_name(REPORT_NAME)
 
     def check_kind(self, kind: Kind) -> None:
         """Raises OptionsError where an option is not one of this kind of task."""

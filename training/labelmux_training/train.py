@@ -10,19 +10,18 @@ from labelmux_adapters.files import Adapter, read_adapter
 from labelmux_adapters.manifest import Calibration
 from labelmux_adapters.scores import scores_of
 from labelmux_encoder.weights import LoadedEncoder, load_encoder
-from labelmux_training.assemble import Assembly, write_file
+from labelmux_training.assemble import Assembly
 from labelmux_training.calibration import fit_abstain
 from labelmux_training.kinds import Kind
 from labelmux_training.loop import Fit
 from labelmux_training.metrics import AnyMetrics
 from labelmux_training.options import TrainOptions
+from labelmux_training.outputs import check_output, write_file
 from labelmux_training.progress import NoProgress, Progress
 from labelmux_training.recipes import Recipe, recipe_for
 from labelmux_training.report import Report, render_report
 from labelmux_training.settings import unused_settings
 from labelmux_training.task_rows import read_task
-
-REPORT_NAME = "report.html"
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,11 @@ def train(
     Raises:
         TrainingError: something is wrong with a file or an option.
         EncoderError: the encoder cannot be loaded.
-        OSError: the output cannot be written.
+        OSError: the output cannot be written, though it could when training began.
     """
     progress = progress or NoProgress()
+    check_output(options.out, "out")
+    check_output(options.report_path, "report")
     task = read_task(options, progress)
     options.check_kind(task.kind)
     loaded = loaded or load_encoder(options.encoder, cache_dir=options.cache_dir)
@@ -114,7 +115,7 @@ def _finish(recipe: Recipe, found: Fit) -> TrainResult:
     result = TrainResult(
         adapter=adapter,
         path=options.out,
-        report=options.report or options.out.with_name(REPORT_NAME),
+        report=options.report_path,
         size_bytes=len(data),
         dev=dev,
         test=test,
