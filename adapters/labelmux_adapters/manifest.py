@@ -35,6 +35,10 @@ MAX_CANARY_CHARS = 2000
 #: In all canaries together.
 MAX_CANARY_LOGITS = 16_000
 MAX_SIZE = 1 << 16
+MAX_NAME_CHARS = 200
+MAX_NOTE_CHARS = 4000
+#: In one card.
+MAX_NOTES = 64
 
 _UTC_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?Z")
 
@@ -52,8 +56,8 @@ Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
 CanaryText = Annotated[str, Field(min_length=1, max_length=MAX_CANARY_CHARS)]
 Time = Annotated[AwareDatetime, BeforeValidator(_read_time)]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
-Note = Annotated[str, Field(max_length=4000)]
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
+Note = Annotated[str, Field(max_length=MAX_NOTE_CHARS)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -121,7 +125,7 @@ class Manifest(_Record):
     #: Largest difference of a canary's logit that still counts as equal.
     canary_tolerance: float = Field(default=1e-3, gt=0, le=0.1)
     #: Free notes: data, licence, scores.
-    card: dict[Name, Note] = Field(default={}, max_length=64)
+    card: dict[Name, Note] = Field(default={}, max_length=MAX_NOTES)
 
     @field_validator("labels")
     @classmethod

@@ -204,6 +204,31 @@ def test_impossible_options_are_named(
         train(replace(options, **change), tiny_encoder)
 
 
+@pytest.mark.parametrize(
+    ("card", "problem"),
+    [
+        ({"data": "x" * 4001}, "the text of 'data' has 4001 characters; give at most 4000"),
+        ({"k" * 201: "x"}, "has 201 characters; give 1 to 200"),
+        ({"": "x"}, "has 0 characters; give 1 to 200"),
+        ({str(n): "x" for n in range(63)}, "65 notes, .* not at most 64"),
+        ({"data": "\udcff"}, "'data' has bytes that are no UTF-8"),
+    ],
+)
+def test_a_card_that_no_file_takes_is_refused_at_once(
+    options: TrainOptions, topics_dev: Path, card: dict[str, str], problem: str
+) -> None:
+    with pytest.raises(OptionsError, match=f"^note: .*{problem}"):
+        replace(options, card=card, test=topics_dev, probe=True)
+
+
+def test_a_card_of_the_largest_size_is_taken(
+    options: TrainOptions, tiny_encoder: LoadedEncoder, topics_dev: Path
+) -> None:
+    card = {f"{n:200}": "x" * 4000 for n in range(62)}
+    result = train(replace(options, card=card, test=topics_dev, probe=True), tiny_encoder)
+    assert len(result.adapter.manifest.card) == 64
+
+
 def test_the_file_name_must_say_what_it_is(options: TrainOptions) -> None:
     with pytest.raises(OptionsError, match=r"\.safetensors"):
         replace(options, out=Path("topics.bin"))

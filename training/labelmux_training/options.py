@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from labelmux_adapters.errors import shown
 from labelmux_adapters.kinds import Pooling, TaskKind
+from labelmux_adapters.manifest import MAX_NAME_CHARS, MAX_NOTE_CHARS, MAX_NOTES
 from labelmux_adapters.methods import METHODS
 from labelmux_encoder.tokenizer import TextInput
 from labelmux_training.columns import Columns
@@ -15,6 +17,8 @@ from labelmux_training.kinds import Kind
 from labelmux_training.settings import TrainerSettings, settings_for
 
 REPORT_NAME = "report.html"
+#: Names of notes in a card.
+TEST_NOTE, PROBE_NOTE = "test", "linear probe, test"
 #: Token limit where none is asked for; the encoder's own limit where that is lower.
 DEFAULT_MAX_TOKENS = 256
 
@@ -72,6 +76,7 @@ class TrainOptions:
             raise OptionsError(
                 "abstain_at_accuracy", f"{self.abstain_at_accuracy!r}", "give a share, such as 0.95"
             )
+        self._check_card()
 
     @property
     def trainer(self) -> TrainerSettings:
@@ -92,3 +97,34 @@ class TrainOptions:
                 f"this is a {kind.name} task",
                 "it is for tasks of single labels",
             )
+
+    @property
+    def scored_notes(self) -> tuple[str, ...]:
+        """Names of the notes that test scores add to the card."""
+        if self.test is None:
+            return ()
+        return (TEST_NOTE, PROBE_NOTE) if self.probe else (TEST_NOTE,)
+
+    def _check_card(self) -> None:
+        """A manifest must take the card as it is in the end."""
+        notes = len({*self.card, *self.scored_notes})
+        if notes > MAX_NOTES:
+            problem = f"{notes} notes, those of test scores among them, not at most {MAX_NOTES}"
+            raise OptionsError("note", problem, "give fewer")
+        for name, text in self.card.items():
+            if not 1 <= len(name) <= MAX_NAME_CHARS:
+                problem = f"the name {shown(name)} has {len(name)} characters"
+                raise OptionsError("note", problem, f"give 1 to {MAX_NAME_CHARS}")
+            if len(text) > MAX_NOTE_CHARS:
+                problem = f"the text of {shown(name)} has {len(text)} characters"
+                raise OptionsError("note", problem, f"give at most {MAX_NOTE_CHARS}")
+            _check_unicode(name, name)
+            _check_unicode(name, text)
+
+
+def _check_unicode(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        problem = f"{shown(name)} has bytes that are no UTF-8"
+        raise OptionsError("note", problem, "write it in UTF-8") from error

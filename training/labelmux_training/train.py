@@ -15,7 +15,7 @@ from labelmux_training.calibration import fit_abstain
 from labelmux_training.kinds import Kind
 from labelmux_training.loop import Fit
 from labelmux_training.metrics import AnyMetrics
-from labelmux_training.options import TrainOptions
+from labelmux_training.options import PROBE_NOTE, TEST_NOTE, TrainOptions
 from labelmux_training.outputs import check_output, write_file
 from labelmux_training.progress import NoProgress, Progress
 from labelmux_training.recipes import Recipe, recipe_for
@@ -109,7 +109,7 @@ def _finish(recipe: Recipe, found: Fit) -> TrainResult:
     dev = task.kind.measure(gold, logits, task.labels, assembly.calibration)
     test = _test(recipe, assembly)
     probe_dev, probe_test = _probe(recipe)
-    card = {**options.card, **_card("test", test), **_card("linear probe, test", probe_test)}
+    card = {**options.card, **_card(TEST_NOTE, test), **_card(PROBE_NOTE, probe_test)}
     data = assembly.file(dev.to_json(), card)
     adapter = read_adapter(data)
     result = TrainResult(
