@@ -26,6 +26,7 @@ from labelmux_encoder.weights import (
     read_checkpoint,
 )
 from labelmux_training.assemble import Assembly
+from labelmux_training.canary_texts import CanaryChooser
 from labelmux_training.sizes import choose_sizes
 
 _WEIGHTS = "model.safetensors"
@@ -128,8 +129,7 @@ def make_adapter(loaded: LoadedEncoder, labels: int, seed: int, texts: Sequence[
         max_tokens=256,
         pair=False,
         data_digest="sha256:" + "0" * 64,
-        texts=texts,
-        path=Path("bench"),
+        canaries=CanaryChooser(loaded, "single_label", labels, 256).choose(texts, Path("bench")),
     ).file({}, {})
 
 

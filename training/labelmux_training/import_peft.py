@@ -20,6 +20,7 @@ from labelmux_encoder.config import EncoderConfig
 from labelmux_encoder.tokenizer import TextInput
 from labelmux_encoder.weights import BUNDLED, LoadedEncoder, load_encoder
 from labelmux_training.assemble import Assembly
+from labelmux_training.canary_texts import CanaryChooser
 from labelmux_training.errors import OptionsError
 from labelmux_training.options import DEFAULT_MAX_TOKENS
 from labelmux_training.peft_edits import POOLER, PeftEdits, check_targets, read_changes, to_edits
@@ -74,7 +75,7 @@ def import_peft(options: ImportOptions) -> ImportResult:
     Raises:
         PeftError: the folder is damaged, or holds what cannot be carried over.
         OptionsError: something has to be given, or does not fit.
-        TooFewRowsError: too few texts that differ and are not too long.
+        TooFewRowsError: too few texts that differ.
         EncoderError: the encoder cannot be loaded.
         AdapterError: labels or sizes are none of an adapter file.
     """
@@ -89,17 +90,20 @@ def import_peft(options: ImportOptions) -> ImportResult:
     head = head_tensors(whole, kind, base, changes.get(POOLER), config.hidden_size)
     labels, labels_from = labels_of(options.labels, folder, base, len(head["head.bias"]))
     parts = {**edits.tensors, **head}
+    max_tokens = _max_tokens(options.max_tokens, config.max_tokens)
+    chooser = CanaryChooser(loaded, kind, len(labels), max_tokens)
     assembly = Assembly(
         loaded=loaded,
         method=edits.method,
         sizes=_sizes(config, edits, head),
         labels=labels,
         tensors={name: tensor.contiguous() for name, tensor in parts.items()},
-        max_tokens=_max_tokens(options.max_tokens, config.max_tokens),
+        max_tokens=max_tokens,
         pair=options.pair,
         data_digest=folder.digest,
-        texts=options.texts or _neutral(options.pair),
-        path=options.texts_path or options.folder,
+        canaries=chooser.choose(
+            options.texts or _neutral(options.pair), options.texts_path or options.folder
+        ),
         kind=kind,
         pooling=None if kind == "token" else "first",
         stored_as=torch.float32,

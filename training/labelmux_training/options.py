@@ -61,8 +61,8 @@ class TrainOptions:
     report: Path | None = None
     #: Notes for the manifest's card; test scores, where there are any, are added to it.
     card: Mapping[str, str] = field(default_factory=dict)
-    #: Texts for the file's canaries, 4 to 8; None: short ones from dev. They can be read by anyone
-    #: who has the file.
+    #: Texts for the file's canaries, 4 to 8; None: short ones from dev, or parts of long ones. They
+    #: can be read by anyone who has the file.
     canaries: tuple[TextInput, ...] | None = None
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 from labelmux_adapters.files import Adapter, read_adapter
 from labelmux_adapters.manifest import Calibration
 from labelmux_adapters.scores import scores_of
+from labelmux_encoder.tokenizer import TextInput
 from labelmux_encoder.weights import LoadedEncoder, load_encoder
 from labelmux_training.assemble import Assembly
 from labelmux_training.calibration import fit_abstain
+from labelmux_training.canary_texts import CanaryChooser
 from labelmux_training.kinds import Kind
 from labelmux_training.loop import Fit
 from labelmux_training.metrics import AnyMetrics
@@ -83,12 +86,19 @@ def train(
     options.check_kind(task.kind)
     loaded = loaded or load_encoder(options.encoder, cache_dir=options.cache_dir)
     recipe = recipe_for(options, loaded, task, progress)
-    result = _finish(recipe, recipe.fit())
+    canaries = _canaries(recipe)
+    result = _finish(recipe, canaries, recipe.fit())
     recipe.over()
     return result
 
 
-def _finish(recipe: Recipe, found: Fit) -> TrainResult:
+def _canaries(recipe: Recipe) -> list[TextInput]:
+    options, task = recipe.options, recipe.task
+    chooser = CanaryChooser(recipe.loaded, task.kind.name, len(task.labels), recipe.max_tokens)
+    return chooser.choose(options.canaries or [*task.dev.texts, *task.train.texts], options.train)
+
+
+def _finish(recipe: Recipe, canaries: Sequence[TextInput], found: Fit) -> TrainResult:
     options, task = recipe.options, recipe.task
     assembly = Assembly(
         loaded=recipe.loaded,
@@ -100,8 +110,7 @@ def _finish(recipe: Recipe, found: Fit) -> TrainResult:
         max_tokens=recipe.max_tokens,
         pair=task.train_file.pair,
         data_digest=task.train.digest,
-        texts=options.canaries or [*task.dev.texts, *task.train.texts],
-        path=options.train,
+        canaries=canaries,
         kind=task.kind.name,
     )
     gold, logits = recipe.gold(task.dev), recipe.answers(assembly.adapter(), task.dev)
