@@ -56,7 +56,7 @@ _LEARNING_HELP = {
     "label_start": "What label vectors start from.",
     "precision": "Of the encoder's products; auto: bfloat16 where that is faster.",
     "patience": "Epochs without a better dev score before it stops; 0: never.",
-    "seed": "The same seed gives the same file.",
+    "seed": "The same seed gives the same tensors.",
 }
 
 
