@@ -278,6 +278,18 @@ def test_an_output_that_cannot_be_written_is_named_before_any_work(
     assert not (tmp_path / "cache").exists()
 
 
+def test_the_report_takes_the_place_of_no_other_file_of_the_run(
+    options: TrainOptions, tiny_encoder: LoadedEncoder, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.jsonl"
+    mine.write_bytes(options.train.read_bytes())
+    asked = replace(options, train=mine)
+    for taken in (mine, asked.out, asked.out.parent / ".." / "mine.jsonl"):
+        with pytest.raises(OptionsError, match=r"^report: .* is another file of this run"):
+            train(replace(asked, report=taken), tiny_encoder)
+    assert mine.read_bytes() == options.train.read_bytes()
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_file(path, b"old")

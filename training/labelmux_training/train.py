@@ -15,6 +15,7 @@ from labelmux_encoder.weights import LoadedEncoder, load_encoder
 from labelmux_training.assemble import Assembly
 from labelmux_training.calibration import fit_abstain
 from labelmux_training.canary_texts import CanaryChooser
+from labelmux_training.errors import OptionsError
 from labelmux_training.kinds import Kind
 from labelmux_training.loop import Fit
 from labelmux_training.metrics import AnyMetrics
@@ -80,8 +81,7 @@ def train(
         OSError: the output cannot be written, though it could when training began.
     """
     progress = progress or NoProgress()
-    check_output(options.out, "out")
-    check_output(options.report_path, "report")
+    _check_outputs(options)
     task = read_task(options, progress)
     options.check_kind(task.kind)
     loaded = loaded or load_encoder(options.encoder, cache_dir=options.cache_dir)
@@ -90,6 +90,16 @@ def train(
     result = _finish(recipe, canaries, recipe.fit())
     recipe.over()
     return result
+
+
+def _check_outputs(options: TrainOptions) -> None:
+    check_output(options.out, "out")
+    report = options.report_path
+    check_output(report, "report")
+    others = (options.out, options.train, options.dev, options.test)
+    if any(other is not None and report.resolve() == other.resolve() for other in others):
+        problem = f"{str(report)!r} is another file of this run"
+        raise OptionsError("report", problem, "name one that may be replaced")
 
 
 def _canaries(recipe: Recipe) -> list[TextInput]:
