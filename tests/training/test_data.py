@@ -83,6 +83,15 @@ def test_a_pair_column_can_be_left_alone(tmp_path: Path) -> None:
     assert read_rows(path, Columns(pair="")).rows[0].input == "a"
 
 
+def test_a_second_text_that_the_first_row_lacks_is_not_dropped(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", GOOD + '{"text": "x", "Pair": "y", "label": "a"}\n')
+    with pytest.raises(RowError, match=r"line 2: it has a second text, 'Pair'"):
+        read_rows(path)
+    assert not read_rows(path, Columns(pair="")).pair
+    empty = write(tmp_path, "b.jsonl", GOOD + '{"text": "x", "pair": null, "label": "a"}\n')
+    assert not read_rows(empty).pair
+
+
 @pytest.mark.parametrize(
     ("columns", "role"),
     [(Columns(), "text"), (Columns(text="one", label="nope"), "label")],

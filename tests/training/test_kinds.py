@@ -117,6 +117,27 @@ def test_tags_are_those_of_words(write: Write) -> None:
     assert row.firsts == (0, 3, 5, 6)
 
 
+@pytest.mark.parametrize("tokens", ["tokens", "words", "Tokens"])
+def test_tokens_with_tags_are_read_though_the_text_stands_beside_them(
+    write: Write, tokens: str
+) -> None:
+    row = {"id": 0, "text": "Ada wrote", tokens: ["Ada", "wrote"], "tags": ["B-person", "O"]}
+    found = read_rows(write("a.jsonl", row | {"pair": "in Rome"}))
+    assert (found.kind, found.pair) == ("token", False)
+    assert found.rows[0].labels == ("B-person", "O")
+    assert read_rows(write("b.jsonl", row), Columns(text="text")).kind == "multi_label"
+    assert read_rows(write("c.jsonl", row), kind="multi_label").rows[0].text == "Ada wrote"
+    labelled = write("d.jsonl", row | {"label": "past"})
+    assert read_rows(labelled).rows[0].labels == ("past",)
+    asked = read_rows(labelled, kind="token")
+    assert (asked.rows[0].text, asked.rows[0].labels) == ("Ada wrote", ("B-person", "O"))
+
+
+def test_labels_of_a_text_are_no_tags_of_fewer_words(write: Write) -> None:
+    row = {"text": "one", "words": ["one"], "labels": ["joy", "fear"]}
+    assert read_rows(write("a.jsonl", row)).kind == "multi_label"
+
+
 def test_conll_files_say_the_same_as_jsonl(write: Write) -> None:
     rows = tagged(5, 0)
     lines = ["-DOCSTART- -X- O O", ""]

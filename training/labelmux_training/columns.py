@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from labelmux_adapters.kinds import TaskKind
 from labelmux_training.errors import ColumnsError
 
 #: Column names that are understood without an option, the likeliest first; case is ignored.
@@ -75,29 +76,65 @@ class Columns:
 ALL_GUESSED = Columns()
 
 
-def choose_columns(path: Path, wanted: Columns, found: Sequence[str]) -> Columns:
-    """``wanted`` with every column named, as one of ``found``; ``pair`` is empty where none is.
+def choose_columns(
+    path: Path, wanted: Columns, fields: Mapping[str, object], kind: TaskKind | None
+) -> tuple[Columns, TaskKind]:
+    """``wanted`` with every column named, as one of the first row's; and what kind of task it is.
+
+    ``pair`` is empty where there is none. Where ``kind`` is None, the fields tell it.
 
     Raises:
         ColumnsError: a column is absent or cannot be guessed.
     """
+    found = list(fields)
+    if kind is None and wanted.text is None:
+        wanted = _tagged(wanted, fields)
+    lists = [name for name in found if isinstance(fields[name], list)]
 
     def choose(role: str, name: str | None) -> str:
         if name is not None and name in found:
             return name
-        if name is None:
-            by_lower = {column.lower(): column for column in reversed(found)}
-            for guess in GUESSES[role]:
-                if guess in by_lower:
-                    return by_lower[guess]
+        guess = _guess(role, lists) if kind == "token" else None
+        guess = guess or _guess(role, found)
+        if name is None and guess is not None:
+            return guess
         raise ColumnsError(path, role, name, found)
 
     text = choose("text", wanted.text)
     label = choose("label", wanted.label)
+    kind = kind or _told_kind(fields[text], fields[label])
     pair = wanted.pair
     if pair:
         choose("pair", pair)
     elif pair is None:
-        by_lower = {column.lower(): column for column in found if column not in (text, label)}
-        pair = next((by_lower[guess] for guess in GUESSES["pair"] if guess in by_lower), "")
-    return replace(wanted, text=text, label=label, pair=pair)
+        others = [name for name in found if name not in (text, label)]
+        pair = "" if kind == "token" else _guess("pair", others) or ""
+    return replace(wanted, text=text, label=label, pair=pair), kind
+
+
+def second_text(fields: Mapping[str, object], columns: Columns) -> str | None:
+    """The field of a row that looks like its second text, whatever ``columns`` has of it."""
+    used = (columns.text, columns.label)
+    return _guess("pair", [name for name in fields if name not in used and fields[name]])
+
+
+def _tagged(wanted: Columns, fields: Mapping[str, object]) -> Columns:
+    """``wanted`` with the columns of a row that has its text as tagged tokens too."""
+    label = wanted.label or _guess("label", list(fields))
+    tags = fields.get(label) if label else None
+    for name, value in fields.items():
+        tokens = name.lower() in ("tokens", "words") and isinstance(value, list)
+        if tokens and value and isinstance(tags, list) and len(value) == len(tags):
+            return replace(wanted, text=name, label=label)
+    return wanted
+
+
+def _guess(role: str, found: Sequence[str]) -> str | None:
+    by_lower = {column.lower(): column for column in reversed(found)}
+    return next((by_lower[guess] for guess in GUESSES[role] if guess in by_lower), None)
+
+
+def _told_kind(text: object, label: object) -> TaskKind:
+    if isinstance(text, list):
+        return "token"
+    return "multi_label" if isinstance(label, list) else "single_label"

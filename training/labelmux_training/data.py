@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from labelmux_adapters.kinds import TaskKind
 from labelmux_encoder.tokenizer import TextInput
-from labelmux_training.columns import ALL_GUESSED, Columns, choose_columns
-from labelmux_training.errors import TooFewRowsError
-from labelmux_training.records import read_records
+from labelmux_training.columns import ALL_GUESSED, Columns, choose_columns, second_text
+from labelmux_training.errors import RowError, TooFewRowsError
+from labelmux_training.records import Record, read_records
 from labelmux_training.rows import Row, row_of
 
 
@@ -56,8 +56,8 @@ def read_rows(path: Path, columns: Columns = ALL_GUESSED, kind: TaskKind | None 
     The format is told by the name: ``.csv``, ``.tsv``, ``.jsonl`` (``.ndjson``), ``.conll``
     (``.bio``, ``.iob``, ``.iob2``), each also with ``.gz``. CSV and TSV need a header line. Blank
     lines are skipped. Where ``kind`` is None, the first row tells it: JSONL with a list of tokens
-    and a list of tags, and CoNLL, are of a token task; JSONL with a list of labels is of a
-    multi_label task.
+    and a list of tags, whether or not it has a text too, and CoNLL, are of a token task; JSONL with
+    a list of labels is of a multi_label task.
 
     Raises:
         DataFileError: the file is absent, damaged, not UTF-8, or of another kind.
@@ -68,18 +68,20 @@ def read_rows(path: Path, columns: Columns = ALL_GUESSED, kind: TaskKind | None 
     rows: list[Row] = []
     chosen: Columns | None = None
     for record in read_records(path):
-        if chosen is None:
-            _, fields = record
-            chosen = choose_columns(path, columns, list(fields))
-            kind = kind or _told_kind(fields, chosen)
-        rows.append(row_of(path, record, chosen, kind or "single_label"))
-    if chosen is None:
+        if chosen is None or kind is None:
+            chosen, kind = choose_columns(path, columns, record[1], kind)
+        elif columns.pair is None and kind != "token" and not chosen.pair:
+            _check_single(path, record, chosen)
+        rows.append(row_of(path, record, chosen, kind))
+    if chosen is None or kind is None:
         raise TooFewRowsError(path, found=0, needed=1)
-    return Dataset(path, tuple(rows), bool(chosen.pair), kind or "single_label")
+    return Dataset(path, tuple(rows), bool(chosen.pair), kind)
 
 
-def _told_kind(fields: Mapping[str, object], columns: Columns) -> TaskKind:
-    assert columns.text and columns.label
-    if isinstance(fields[columns.text], list):
-        return "token"
-    return "multi_label" if isinstance(fields[columns.label], list) else "single_label"
+def _check_single(path: Path, record: Record, columns: Columns) -> None:
+    """Raises RowError where a row has a second text, which the first row does not have."""
+    line, fields = record
+    name = second_text(fields, columns)
+    if name is not None:
+        problem = f"it has a second text, {name!r}, and the first row has none"
+        raise RowError(path, line, problem, "give every row one, or remove that field")
