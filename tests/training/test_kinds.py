@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,11 @@ from labelmux_training.errors import LabelsError, OptionsError, RowError
 from labelmux_training.evaluate import evaluate, score_labels, score_spans
 from labelmux_training.features import FeatureCache
 from labelmux_training.kinds import KINDS
-from labelmux_training.labels import choose_labels, label_flags, split_dev
+from labelmux_training.labels import check_known, choose_labels, label_flags, split_dev
 from labelmux_training.metrics import LabelMetrics, SpanMetrics, measure_labels, measure_spans
 from labelmux_training.options import TrainOptions
 from labelmux_training.serving import serve_texts
-from labelmux_training.settings import TrainerSettings
+from labelmux_training.settings import TrainerSettings, settings_for
 from labelmux_training.train import TrainResult, train
 
 PLACES = ("coast", "country", "snow")
@@ -154,7 +155,36 @@ def test_conll_files_say_the_same_as_jsonl(write: Write) -> None:
 
 def test_tags_sort_outside_first_then_by_type(write: Write) -> None:
     path = write("a.jsonl", {"tokens": ["a", "b-c"], "tags": ["B-z", "B-a"]})
-    assert choose_labels(read_rows(path)) == ("O", "B-a", "I-a", "B-z")
+    assert choose_labels(read_rows(path)) == ("O", "B-a", "I-a", "B-z", "I-z")
+
+
+def test_a_tag_that_begins_spans_can_go_on_with_them(write: Write) -> None:
+    names = write("a.jsonl", {"tokens": ["Ada", "spoke"], "tags": ["B-x", "O"]})
+    longer = write("b.jsonl", {"tokens": ["O'Brien", "spoke"], "tags": ["B-x", "O"]})
+    rows = read_rows(names)
+    for wanted in (None, ("O", "B-x"), ("O", "B-x", "I-x"), ("B-x",)):
+        labels = choose_labels(rows, wanted)
+        assert labels == ("O", "B-x", "I-x")
+        check_known(read_rows(longer), labels)
+    assert choose_labels(read_rows(longer), ("B-x", "O")) == ("B-x", "I-x", "O")
+    for strange in ("B-y", "I-y"):
+        with pytest.raises(LabelsError, match=f"no row has the label '{strange}'"):
+            choose_labels(rows, ("O", "B-x", strange))
+
+
+@pytest.mark.parametrize("method", ["ytuning", "linear", "lora"])
+def test_a_tag_without_rows_is_learned_as_rare(
+    tiny_encoder: LoadedEncoder, tiny_encoder_folder: Path, tmp_path: Path, method: str
+) -> None:
+    rows: list[dict[str, object]] = [
+        {"tokens": [name, "spoke", "here"], "tags": ["B-x", "O", "O"]}
+        for name in ("Ada", "Grace", "Emmy", "Mary", "Lise", "Rosa")
+    ]
+    asked = {"method": method, "encoder": str(tiny_encoder_folder), "sizes": {}}
+    short = replace(settings_for(method), epochs=2, least_steps=4)
+    found = trained(tmp_path, rows, tiny_encoder, **asked, settings=short).adapter
+    assert found.manifest.labels == ("O", "B-x", "I-x")
+    assert all(tensor.isfinite().all() for tensor in found.tensors.values())
 
 
 @pytest.mark.parametrize(
@@ -306,7 +336,8 @@ def test_a_token_task_is_trained_and_serves(
     result, path = names
     manifest = result.adapter.manifest
     check_canaries(result.adapter, tiny_encoder)
-    assert (manifest.task_kind, manifest.labels) == ("token", ("O", "B-meal", "B-place"))
+    assert manifest.task_kind == "token"
+    assert manifest.labels == ("O", "B-meal", "I-meal", "B-place", "I-place")
     assert isinstance(result.dev, SpanMetrics) and result.dev.f1 > 0.5
     assert evaluate(result.path, path, loaded=tiny_encoder).metrics == result.dev
     page = result.report.read_text()
@@ -373,7 +404,7 @@ def test_class_means_are_over_what_has_the_label(
                 for label in np.flatnonzero(gold[at]):
                     sums[label] += mixed.mean(0)
                     counts[label] += 1
-        assert torch.allclose(found, sums / counts, atol=1e-4)
+        assert torch.allclose(found, sums / counts, atol=1e-4, equal_nan=True)
 
 
 @pytest.mark.parametrize("make", [tagged, several])

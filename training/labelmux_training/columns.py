@@ -122,9 +122,11 @@ def _tagged(wanted: Columns, fields: Mapping[str, object]) -> Columns:
     """``wanted`` with the columns of a row that has its text as tagged tokens too."""
     label = wanted.label or _guess("label", list(fields))
     tags = fields.get(label) if label else None
+    if not tags or not isinstance(tags, list):
+        return wanted
     for name, value in fields.items():
-        tokens = name.lower() in ("tokens", "words") and isinstance(value, list)
-        if tokens and value and isinstance(tags, list) and len(value) == len(tags):
+        named = name.lower() in ("tokens", "words")
+        if named and isinstance(value, list) and len(value) == len(tags):
             return replace(wanted, text=name, label=label)
     return wanted
 

@@ -24,7 +24,8 @@ _SHOWN_LABELS = 8
 def choose_labels(train: Dataset, wanted: Sequence[str] | None = None) -> tuple[str, ...]:
     """The task's labels in logit order: as ``wanted``, or those of the rows, sorted.
 
-    Labels that are all whole numbers sort by value.
+    Labels that are all whole numbers sort by value. A token task has ``O``, and ``I-x`` wherever it
+    has ``B-x``, also without a row.
 
     Raises:
         LabelsError: one label only, too many, one without a row, or one repeated in ``wanted``.
@@ -33,19 +34,9 @@ def choose_labels(train: Dataset, wanted: Sequence[str] | None = None) -> tuple[
     found = Counter(label for row in train.rows for label in row.labels)
     if wanted is None:
         labels = tuple(sorted(found, key=_tag_key if train.kind == "token" else _sort_key(found)))
+        labels = _completed(labels) if train.kind == "token" else labels
     else:
-        labels = tuple(wanted)
-        repeated = [label for label, times in Counter(labels).items() if times > 1]
-        if repeated:
-            raise LabelsError(train.path, f"label {repeated[0]!r} is named twice", "name it once")
-        check_known(train, labels)
-        empty = [label for label in labels if not found[label]]
-        if empty:
-            raise LabelsError(
-                train.path, f"no row has the label {empty[0]!r}", "add rows of it or leave it out"
-            )
-    if train.kind == "token" and OUTSIDE not in labels:
-        labels = (OUTSIDE, *labels)
+        labels = _as_wanted(train, wanted, found)
     if len(labels) < 2:
         raise LabelsError(
             train.path,
@@ -61,6 +52,35 @@ def choose_labels(train: Dataset, wanted: Sequence[str] | None = None) -> tuple[
             "is this the label column?",
         )
     return labels
+
+
+def _as_wanted(train: Dataset, wanted: Sequence[str], found: Counter[str]) -> tuple[str, ...]:
+    repeated = [label for label, times in Counter(wanted).items() if times > 1]
+    if repeated:
+        raise LabelsError(train.path, f"label {repeated[0]!r} is named twice", "name it once")
+    labels, needed = tuple(wanted), tuple(wanted)
+    if train.kind == "token":
+        labels = _completed(labels)
+        insides = {f"I-{label[2:]}" for label in wanted if label.startswith("B-")}
+        needed = tuple(label for label in wanted if label not in insides)
+    check_known(train, labels)
+    empty = [label for label in needed if not found[label]]
+    if empty:
+        raise LabelsError(
+            train.path, f"no row has the label {empty[0]!r}", "add rows of it or leave it out"
+        )
+    return labels
+
+
+def _completed(tags: Sequence[str]) -> tuple[str, ...]:
+    """With ``O``, and with ``I-x`` behind each ``B-x``: other rows may have longer spans."""
+    found = [] if OUTSIDE in tags else [OUTSIDE]
+    for tag in tags:
+        found.append(tag)
+        inside = f"I-{tag[2:]}"
+        if tag.startswith("B-") and inside not in tags:
+            found.append(inside)
+    return tuple(found)
 
 
 def _tag_key(tag: str) -> tuple[str, str]:
