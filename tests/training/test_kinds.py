@@ -292,8 +292,29 @@ def test_what_is_answered_is_right_as_often_as_asked() -> None:
     assert 0.1 < answered.mean() < 0.9
     assert (gold[answered] == 0).mean() >= 0.9
     assert fit_abstain(gold, scores, 0.5) is None
-    with pytest.raises(OptionsError, match="surest"):
+    with pytest.raises(OptionsError, match="the surest 10 of 500 reach 0;"):
         fit_abstain(np.ones(500, np.int64), scores, 0.5)
+
+
+def test_an_accuracy_that_is_not_reached_says_which_is() -> None:
+    best = np.linspace(0.9, 0.6, 12)
+    gold = np.array([0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1, 1])
+    scores = np.stack([best, 1 - best], 1)
+    with pytest.raises(OptionsError, match=r"the surest 10 of 12 reach 0\.9;") as caught:
+        fit_abstain(gold, scores, 0.95)
+    assert "ask for no more than that" in str(caught.value)
+    assert fit_abstain(gold, scores, 0.9) == pytest.approx((best[9] + best[10]) / 2, abs=1e-6)
+
+
+def test_too_few_rows_to_abstain_by_are_refused_before_training(
+    tiny_encoder: LoadedEncoder, tmp_path: Path
+) -> None:
+    rows: list[dict[str, object]] = [{"text": f"t{at}", "label": f"{at % 2}"} for at in range(9)]
+    with pytest.raises(OptionsError, match=r"dev has 9 rows of .*at least 10 .*--dev"):
+        trained(tmp_path, rows, tiny_encoder, abstain_at_accuracy=0.9)
+    assert not (tmp_path / "cache").exists()
+    with pytest.raises(OptionsError, match=r"dev has 2 rows held out of"):
+        trained(tmp_path, rows, tiny_encoder, abstain_at_accuracy=0.9, dev=None)
 
 
 def trained(
@@ -305,11 +326,10 @@ def trained(
     asked = TrainOptions(
         task="t",
         train=path,
-        dev=path,
         test=path,
         out=folder / "t.safetensors",
         cache_dir=folder / "cache",
-        **{"settings": SETTINGS, "sizes": {"width": 16}, **options},  # type: ignore[arg-type]
+        **{"settings": SETTINGS, "sizes": {"width": 16}, "dev": path, **options},  # type: ignore[arg-type]
     )
     return train(asked, loaded)
 

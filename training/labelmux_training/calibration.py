@@ -18,7 +18,7 @@ _LOWEST, _HIGHEST = 0.05, 20.0
 #: How far from 1 a temperature is expected to lie before any row is seen, in its logarithm.
 _PRIOR_SPREAD = 1.0
 #: An accuracy of fewer rows says nothing.
-_FEWEST_ANSWERED = 10
+FEWEST_ANSWERED = 10
 
 
 def fit_temperature(gold: Ids, logits: Scores) -> float:
@@ -62,7 +62,7 @@ def _best_threshold(gold: npt.NDArray[np.bool_], scores: Scores) -> float:
 def fit_abstain(gold: Ids, scores: Scores, accuracy: float) -> float | None:
     """The lowest best score to answer at, so that the rows answered are right that often.
 
-    None: all may be answered.
+    None: all may be answered. There are at least ``FEWEST_ANSWERED`` rows.
 
     Raises:
         OptionsError: not even the surest rows are right that often.
@@ -71,14 +71,18 @@ def fit_abstain(gold: Ids, scores: Scores, accuracy: float) -> float | None:
     order = np.argsort(-best, kind="stable")
     ranked = np.append(best[order], 0.0)
     right = np.cumsum(scores.argmax(axis=1)[order] == gold[order])
-    reached = right / np.arange(1, len(gold) + 1) >= accuracy
-    reached[: _FEWEST_ANSWERED - 1] = False
-    reached &= ranked[:-1] > ranked[1:]
+    shares = right / np.arange(1, len(gold) + 1)
+    # Between equal scores no threshold lies.
+    shares[: FEWEST_ANSWERED - 1] = -1.0
+    shares[ranked[:-1] <= ranked[1:]] = -1.0
+    reached = shares >= accuracy
     if not reached.any():
+        most = int(shares.argmax())
         raise OptionsError(
             "abstain_at_accuracy",
-            f"{accuracy:g} is reached on dev by no {_FEWEST_ANSWERED} surest rows",
-            "ask for less",
+            f"{accuracy:g} is reached on dev by no {FEWEST_ANSWERED} or more surest rows; the "
+            f"surest {most + 1} of {len(gold)} reach {math.floor(shares[most] * 1000) / 1000:g}",
+            "ask for no more than that, or train on more rows",
         )
     last = int(np.flatnonzero(reached)[-1])
     return None if last == len(gold) - 1 else _within((ranked[last] + ranked[last + 1]) / 2)

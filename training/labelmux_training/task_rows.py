@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from labelmux_training.calibration import FEWEST_ANSWERED
 from labelmux_training.data import Dataset, read_rows
-from labelmux_training.errors import DataFileError
+from labelmux_training.errors import DataFileError, OptionsError
 from labelmux_training.kinds import KINDS, Kind
 from labelmux_training.labels import check_known, choose_labels, split_dev
 from labelmux_training.options import TrainOptions
@@ -50,8 +51,22 @@ def read_task(options: TrainOptions, progress: Progress) -> TaskRows:
     else:
         kept, held_out = everything, []
         dev = _read_beside(options.dev, options, rows, labels)
+    _check_abstain(options, dev)
     test = None if options.test is None else _read_beside(options.test, options, rows, labels)
     return TaskRows(labels, rows, kept, held_out, dev, test)
+
+
+def _check_abstain(options: TrainOptions, dev: Dataset) -> None:
+    """Before hours of training: whether dev can say from which score on the task is sure."""
+    asked = options.abstain_at_accuracy is not None and dev.kind == "single_label"
+    if asked and len(dev.rows) < FEWEST_ANSWERED:
+        held_out = "" if options.dev else " held out"
+        raise OptionsError(
+            "abstain_at_accuracy",
+            f"dev has {len(dev.rows)} rows{held_out} of {dev.path}, at least {FEWEST_ANSWERED} are "
+            "needed to say how often the surest are right",
+            "give a dev file of so many rows (--dev), or more rows to hold dev out of",
+        )
 
 
 def _read_beside(
