@@ -26,7 +26,7 @@ from labelmux_training.edited_trainer import (
     LabelledTokens,
     fit_edited,
 )
-from labelmux_training.errors import OptionsError, RunFolderError
+from labelmux_training.errors import DivergedError, OptionsError, RunFolderError
 from labelmux_training.evaluate import evaluate
 from labelmux_training.kinds import KINDS
 from labelmux_training.loop import Fit
@@ -286,6 +286,15 @@ def test_a_command_that_was_stopped_goes_on_to_the_same_file(
     assert "after epoch 3" in told.said[0]
     for name, tensor in whole.tensors.items():
         assert torch.equal(tensor, finished.tensors[name])
+
+
+def test_a_run_through_the_pass_that_diverged_is_an_error(
+    options: TrainOptions, tiny_encoder: LoadedEncoder
+) -> None:
+    rough = settings("lora", learning_rate=1e38)
+    with pytest.raises(DivergedError, match="lower the learning rate"):
+        train(replace(options, method="lora", settings=rough), loaded=tiny_encoder)
+    assert not options.out.exists()
 
 
 def test_pairs_have_a_third_special_token(

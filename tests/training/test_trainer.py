@@ -9,14 +9,25 @@ import pytest
 import torch
 
 from labelmux_adapters.ytuning import YTuningSizes, expected_tensors, from_tensors
-from labelmux_training.errors import OptionsError
+from labelmux_training.errors import DivergedError, OptionsError
 from labelmux_training.features import Features
+from labelmux_training.linear import fit_probe
 from labelmux_training.progress import NoProgress
 from labelmux_training.settings import TrainerSettings
 from labelmux_training.trainer import Labelled, fit, predict
 
 SIZES = YTuningSizes(hidden=32, states=3, width=16, heads=2, ffn=32)
 LABELS = ("a", "b", "c")
+
+
+class Saying(NoProgress):
+    """Keeps what the user would be told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +111,11 @@ def test_labels_features_alone_are_kept_where_no_epoch_comes_up_to_them(
 ) -> None:
     train, dev = rows
     means = partial(train.class_means, len(LABELS))
-    found = fit(SIZES, LABELS, train, dev, replace(settings, learning_rate=100.0), means)
+    told = Saying()
+    rough = replace(settings, learning_rate=100.0)
+    found = fit(SIZES, LABELS, train, dev, rough, means, told)
     assert found.untrained is not None
+    assert len(told.said) == 1 and "those are kept, untrained" in told.said[0]
     assert found.kept.dev.accuracy == 1 > found.history[found.best].dev.accuracy
     logits = np.stack(predict(from_tensors(SIZES, 3, found.tensors), dev.features))
     assert (logits.argmax(axis=1) == dev.gold).all()
@@ -115,9 +129,37 @@ def test_training_is_kept_where_labels_features_alone_mislead(
     def misleading(mix: torch.Tensor) -> torch.Tensor:
         return train.class_means(len(LABELS), mix).roll(1, 0)
 
-    found = fit(SIZES, LABELS, train, dev, replace(settings, epochs=40, patience=0), misleading)
-    assert found.untrained is None
+    told = Saying()
+    longer = replace(settings, epochs=40, patience=0)
+    found = fit(SIZES, LABELS, train, dev, longer, misleading, told)
+    assert found.untrained is None and not told.said
     assert found.kept == found.history[found.best]
+
+
+def test_a_run_that_diverged_is_an_error(
+    rows: tuple[Labelled, Labelled], settings: TrainerSettings
+) -> None:
+    means = partial(rows[0].class_means, len(LABELS))
+    for start in (means, None):
+        with pytest.raises(DivergedError, match=r"epoch \d+ is not finite; lower .* 1e\+38"):
+            fit(SIZES, LABELS, *rows, replace(settings, learning_rate=1e38), start)
+
+
+def test_a_last_step_that_ruins_the_adapter_is_an_error(
+    rows: tuple[Labelled, Labelled], settings: TrainerSettings
+) -> None:
+    one = replace(settings, learning_rate=1e38, epochs=1, batch_rows=36)
+    with pytest.raises(DivergedError, match="an answer on dev after epoch 1 is not finite"):
+        fit(SIZES, LABELS, *rows, one)
+
+
+def test_a_linear_head_of_features_that_are_no_numbers_is_an_error(
+    rows: tuple[Labelled, Labelled],
+) -> None:
+    train, dev = rows
+    broken = replace(train.features, values=torch.full_like(train.features.values, torch.nan))
+    with pytest.raises(DivergedError, match="linear head on 36 rows is not finite"):
+        fit_probe(LABELS, replace(train, features=broken), dev)
 
 
 def test_progress_hears_every_step(

@@ -111,6 +111,9 @@ def fit_edited(
         settings: see there.
         progress: told of each step and epoch.
         checkpoint: where the run is kept after each epoch, and goes on from if it is there.
+
+    Raises:
+        DivergedError: a loss, or an answer on dev, is not finite.
     """
     device = constants.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

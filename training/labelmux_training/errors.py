@@ -10,6 +10,7 @@ TrainingError
 ├── PeftError              a PEFT adapter cannot become an adapter file
 │   ├── PeftFolderError    a file of its folder is missing or damaged
 │   └── PeftRefusedError   it has what an adapter file cannot carry; named
+├── DivergedError          a loss or an answer is no finite number any more
 ├── OptionsError           an option, or two together, make no sense
 ├── RunFolderError         the folder of a run has what cannot be gone on from
 └── CacheSpaceError        the features do not fit on the disk
@@ -114,6 +115,13 @@ class RunFolderError(TrainingError):
     def __init__(self, path: Path, problem: str, next_step: str) -> None:
         self.path = path
         super().__init__(f"{path}: {problem}; {next_step}")
+
+
+class DivergedError(TrainingError):
+    """A loss, or an answer on dev, is NaN or infinite: what was learned cannot be used."""
+
+    def __init__(self, what: str, next_step: str) -> None:
+        super().__init__(f"training diverged: {what} is not finite; {next_step}")
 
 
 class CacheSpaceError(TrainingError):

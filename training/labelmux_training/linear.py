@@ -6,6 +6,7 @@ chosen on dev. It is the method ``linear``, and what other methods are compared 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 from labelmux_adapters.heads import head_logits
 from labelmux_adapters.kinds import Pooling
 from labelmux_encoder.batch import unpack
+from labelmux_training.errors import DivergedError
 from labelmux_training.features import Features
 from labelmux_training.kinds import Kind, Logits
 from labelmux_training.loop import Epoch, Fit
@@ -69,6 +71,9 @@ def fit_probe(
         train: rows to learn from.
         dev: rows that decide.
         pooling: what of a text's last states it reads; a token task's probe reads each.
+
+    Raises:
+        DivergedError: a loss is not finite.
     """
     read = None if train.kind.name == "token" else pooling
     inputs, dev_inputs = _Inputs(train.features, read), _Inputs(dev.features, read)
@@ -128,5 +133,8 @@ def _solve(
         method="L-BFGS-B",
         options={"maxiter": _ITERATIONS, "gtol": _SLOPE, "ftol": _GAIN},
     )
+    if not math.isfinite(found.fun):
+        what = f"the loss of a linear head on {len(rows)} rows"
+        raise DivergedError(what, "check the features that the encoder gives")
     tensors = {name: tensor.contiguous() for name, tensor in head(found.x).items()}
     return tensors, float(found.fun)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from labelmux_training.errors import DivergedError
 from labelmux_training.kinds import Kind, Logits
 from labelmux_training.metrics import AnyMetrics
 from labelmux_training.progress import Progress
@@ -152,7 +153,11 @@ class Loop:
         self._kept: dict[str, Tensor] = {}
 
     def run(self) -> Fit:
-        """Train until the last epoch, or until dev has not improved for long enough."""
+        """Train until the last epoch, or until dev has not improved for long enough.
+
+        Raises:
+            DivergedError: a loss, or an answer on dev, is not finite.
+        """
         self._restore()
         self._progress.start("train", self._settings.epochs * self._epoch_steps, "steps")
         self._progress.advance(len(self._history) * self._epoch_steps)
@@ -183,11 +188,19 @@ class Loop:
         total = 0.0
         for place, batch in enumerate(self._batches(order)):
             total += self._step(batch, number * self._epoch_steps + place) * len(batch)
+            if not math.isfinite(total):
+                raise self._diverged(f"the training loss of epoch {number + 1}")
             self._progress.advance()
         self._learner.module.eval()
         seen = self._passes * len(self._learner.train.token_counts)
         found = self._learner.dev_logits()
+        if not all(np.isfinite(row).all() for row in found):
+            raise self._diverged(f"an answer on dev after epoch {number + 1}")
         return Epoch.of(total / seen, self._learner.dev, found, self._labels)
+
+    def _diverged(self, what: str) -> DivergedError:
+        rate = self._settings.learning_rate
+        return DivergedError(what, f"lower the learning rate, which is {rate:g}")
 
     def _step(self, batch: npt.NDArray[np.int64], step: int) -> float:
         train = self._learner.train

@@ -73,7 +73,11 @@ def fit(
         settings: see there.
         label_features: what the label vectors start from; None starts them at random.
         progress: told of each step and epoch.
+
+    Raises:
+        DivergedError: a loss, or an answer on dev, is not finite.
     """
+    progress = progress or NoProgress()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         module = train.kind.module(sizes, len(labels), settings.dropout)
@@ -81,9 +85,15 @@ def fit(
         if starts:
             module.start_labels(starts[0].label_features)
         learner = _YTuningLearner(module, train, dev, settings)
-        found = Loop(learner, labels, settings, progress or NoProgress()).run()
+        found = Loop(learner, labels, settings, progress).run()
         fits = [found, *(_untrained(sizes, labels, dev, start, found) for start in starts)]
-    return max(fits, key=lambda fit: fit.kept.rank)
+    best = max(fits, key=lambda fit: fit.kept.rank)
+    if best.untrained is not None:
+        progress.say(
+            f"no epoch was better on dev ({found.kept.dev.score:.4f}) than the labels' features "
+            f"alone ({best.kept.dev.score:.4f}): those are kept, untrained"
+        )
+    return best
 
 
 class _Start(NamedTuple):
