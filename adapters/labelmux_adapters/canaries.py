@@ -52,7 +52,8 @@ def check_canaries(adapter: Adapter, loaded: LoadedEncoder) -> None:
     """Return if the adapter fits this encoder and gives its canaries' logits.
 
     Raises:
-        CanaryMismatchError: a logit differs by more than the manifest's tolerance.
+        CanaryMismatchError: a logit is not finite, or differs by more than the manifest's
+            tolerance.
         AdapterMisfitError: as ``check_fit`` raises.
     """
     check_fit(adapter, loaded.encoder)
@@ -62,11 +63,11 @@ def check_canaries(adapter: Adapter, loaded: LoadedEncoder) -> None:
     expected = [np.asarray(canary.logits, np.float32) for canary in manifest.canaries]
     tolerance = manifest.canary_tolerance
     if loaded.encoder.dtype == torch.bfloat16:
-        tolerance += _BFLOAT16_SHARE * float(np.ptp(np.concatenate(expected)))
+        tolerance += _BFLOAT16_SHARE * float(np.ptp(np.concatenate(expected).astype(np.float64)))
     for index, (wanted, logits) in enumerate(zip(expected, found, strict=True)):
         same_tokens = logits.size == wanted.size
         difference = float(np.abs(logits.ravel() - wanted).max()) if same_tokens else math.inf
-        if not difference <= tolerance:
+        if not (math.isfinite(difference) and difference <= tolerance):
             raise CanaryMismatchError(index, difference, tolerance)
 
 

@@ -10,6 +10,8 @@ from labelmux_adapters.manifest import Manifest
 
 #: From which score on a label is given where the manifest says nothing.
 DEFAULT_THRESHOLD = 0.5
+#: Of logits divided by their temperature: the difference of two such is finite in float32.
+_LARGEST = 1e38
 
 
 def to_scores(logits: NDArray[np.float32], manifest: Manifest) -> NDArray[np.float32]:
@@ -25,8 +27,9 @@ def to_scores(logits: NDArray[np.float32], manifest: Manifest) -> NDArray[np.flo
 def scores_of(
     logits: NDArray[np.float32], kind: TaskKind, temperature: float = 1.0
 ) -> NDArray[np.float32]:
-    """The same, without a manifest."""
-    scaled = logits / np.float32(temperature)
+    """The same, without a manifest; finite where the logits are."""
+    limit = np.float32(_LARGEST * min(1.0, temperature))
+    scaled = np.clip(logits, -limit, limit) / np.float32(temperature)
     return _sigmoid(scaled) if kind == "multi_label" else _softmax(scaled)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 from labelmux_adapters.canaries import check_canaries, check_fit, serve_logits
 from labelmux_adapters.errors import CanaryMismatchError, ForeignEncoderError, SizeMisfitError
 from labelmux_adapters.files import Adapter, read_adapter, write_adapter
-from labelmux_adapters.scores import thresholds_of, to_scores
+from labelmux_adapters.kinds import TaskKind
+from labelmux_adapters.scores import scores_of, thresholds_of, to_scores
 from labelmux_adapters.ytuning import YTuningSizes, expected_tensors, parameter_count
 from labelmux_encoder.weights import LoadedEncoder
 
@@ -64,6 +66,19 @@ def test_an_overflowing_adapter_is_caught(
         check_canaries(read_adapter(write_adapter(adapter.manifest, huge)), tiny_encoder)
 
 
+def test_logits_that_are_not_finite_are_caught_whatever_the_tolerance(
+    make_adapter: MakeAdapter, tiny_encoder: LoadedEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = make_adapter()
+    canaries = adapter.manifest.canaries
+    broken = [np.full(len(canary.logits), np.inf, np.float32) for canary in canaries]
+    monkeypatch.setattr("labelmux_adapters.canaries.serve_logits", lambda *_: broken)
+    anything = adapter.manifest.model_copy(update={"canary_tolerance": np.inf})
+    with pytest.raises(CanaryMismatchError) as caught:
+        check_canaries(replace(adapter, manifest=anything), tiny_encoder)
+    assert caught.value.difference is None
+
+
 def test_a_foreign_encoder_is_named(make_adapter: MakeAdapter, tiny_encoder: LoadedEncoder) -> None:
     foreign = with_manifest(make_adapter(), encoder_fingerprint="sha256:" + "1" * 64)
     with pytest.raises(ForeignEncoderError, match="train it again on this encoder") as caught:
@@ -109,6 +124,17 @@ def test_scores_are_calibrated_probabilities_that_keep_the_order(
     assert flat.max() < plain.max()
     expected = torch.softmax(torch.tensor(logits) / 4, -1).numpy()
     assert np.allclose(flat, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("kind", ["single_label", "multi_label", "token"])
+def test_scores_of_finite_logits_are_finite(kind: TaskKind, temperature: float) -> None:
+    largest = np.finfo(np.float32).max
+    for logits in ([largest, -largest, 0.0], [-largest] * 3, [2e36, 1e36, -1e36], [1e30, 1, 1]):
+        scores = scores_of(np.array(logits, np.float32), kind, temperature)
+        assert np.isfinite(scores).all() and (scores >= 0).all() and (scores <= 1).all()
+        assert scores[int(np.argmax(logits))] == scores.max()
+        assert kind == "multi_label" or scores.sum() == pytest.approx(1)
 
 
 def test_labels_of_a_multi_label_task_have_scores_of_their_own(make_adapter: MakeAdapter) -> None:
