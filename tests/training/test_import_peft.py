@@ -276,6 +276,28 @@ def test_what_peft_can_do_and_an_adapter_file_cannot_is_named(tmp_path, settings
         imported(tmp_path / "adapter", base)
 
 
+@pytest.mark.parametrize("method", ("PROMPT_TUNING", "VERA"))
+def test_another_method_is_refused_by_its_name_whatever_its_tensors_are_called(
+    bases, folder, method
+):
+    rewrite(folder, peft_type=method)
+    tensors = {"prompt_embeddings": torch.ones(4, 32), "base_model.vera_A.default": torch.ones(2)}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    with pytest.raises(PeftRefusedError, match=f"peft_type: '{method}' is neither LORA nor IA3"):
+        imported(folder, bases["SEQ_CLS", False])
+
+
+def test_a_regression_is_no_classifier_unless_it_is_said_to_be_one(tmp_path):
+    base = write_base(tmp_path, "SEQ_CLS", LABELS, problem_type="regression")
+    saved = tmp_path / "adapter"
+    modules = ["classifier", "pooler"]
+    adapted(base, "lora", "SEQ_CLS", modules_to_save=modules).save_pretrained(saved)
+    with pytest.raises(PeftRefusedError, match="problem_type: 'regression'"):
+        imported(saved, base)
+    found = imported(saved, base, task_kind="single_label").adapter
+    assert found.manifest.task_kind == "single_label"
+
+
 def test_tensors_of_dora_are_named_though_the_settings_are_silent(bases, tmp_path):
     base = bases["SEQ_CLS", False]
     adapted(base, "lora", "SEQ_CLS", use_dora=True).save_pretrained(tmp_path)

@@ -26,7 +26,7 @@ from labelmux_training.options import DEFAULT_MAX_TOKENS
 from labelmux_training.peft_edits import POOLER, PeftEdits, check_targets, read_changes, to_edits
 from labelmux_training.peft_folder import read_peft_folder
 from labelmux_training.peft_head import BaseModel, head_tensors, kind_of_task, labels_of
-from labelmux_training.peft_settings import PeftSettings, read_settings
+from labelmux_training.peft_settings import PeftSettings
 
 #: Canaries where no texts are given.
 _NEUTRAL = (
@@ -80,7 +80,7 @@ def import_peft(options: ImportOptions) -> ImportResult:
         AdapterError: labels or sizes are none of an adapter file.
     """
     folder = read_peft_folder(options.folder)
-    settings = read_settings(folder.config)
+    settings = folder.settings
     changes, whole = read_changes(folder.tensors, settings)
     loaded, base = load_encoder(options.encoder), BaseModel.read(options.encoder)
     config = loaded.encoder.config

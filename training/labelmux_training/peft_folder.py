@@ -16,6 +16,7 @@ from torch import Tensor
 from labelmux_adapters.errors import DuplicateKeyError, printable
 from labelmux_adapters.strict_json import load_object
 from labelmux_training.errors import PeftFolderError
+from labelmux_training.peft_settings import PeftSettings, read_settings
 
 CONFIG_NAME, TENSORS_NAME = "adapter_config.json", "adapter_model.safetensors"
 _PICKLED_NAME = "adapter_model.bin"
@@ -32,8 +33,8 @@ class PeftFolder:
     """A PEFT adapter as its folder holds it."""
 
     path: Path
-    #: ``adapter_config.json``.
-    config: Mapping[str, Any]
+    #: Of ``adapter_config.json``.
+    settings: PeftSettings
     #: By the name of the module and the tensor's own, in fp32.
     tensors: Mapping[str, Tensor]
     #: ``sha256:`` and the hex digest of the tensors' file.
@@ -43,12 +44,15 @@ class PeftFolder:
 def read_peft_folder(path: Path) -> PeftFolder:
     """The adapter in a folder.
 
+    Settings come first: tensors of a method that cannot be carried over have names of their own.
+
     Raises:
         PeftFolderError: a file is missing, too large or damaged.
+        PeftRefusedError: a setting cannot be carried over.
     """
     if not path.is_dir():
         raise PeftFolderError(path, "there is no such folder", "give the one that PEFT wrote")
-    config = read_json(path / CONFIG_NAME)
+    settings = read_settings(read_json(path / CONFIG_NAME))
     if not (path / TENSORS_NAME).is_file() and (path / _PICKLED_NAME).is_file():
         raise PeftFolderError(
             path / _PICKLED_NAME,
@@ -65,7 +69,7 @@ def read_peft_folder(path: Path) -> PeftFolder:
     for name, tensor in stored.items():
         _check_tensor(path / TENSORS_NAME, name, tensor)
         tensors[name.removeprefix(_PREFIX)] = tensor.float()
-    return PeftFolder(path, config, tensors, f"sha256:{hashlib.sha256(data).hexdigest()}")
+    return PeftFolder(path, settings, tensors, f"sha256:{hashlib.sha256(data).hexdigest()}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def kind_of_task(
 
     Raises:
         OptionsError: the folder does not say, or says something else than what was asked for.
+        PeftRefusedError: its outputs are numbers, and nobody asked for it as a classifier.
     """
     said = settings.task_kind()
     if said is None and asked is None:
@@ -51,6 +52,12 @@ def kind_of_task(
         raise OptionsError("task-kind", f"{asked}, the adapter is of {said}", "leave it out")
     if asked is None and said == "single_label":
         problem = _of_configs("problem_type", folder, base)
+        if problem == "regression":
+            raise PeftRefusedError(
+                "problem_type",
+                f"{shown(problem)}: its outputs are numbers and no labels",
+                "train a classifier, or say by --task-kind that it is one",
+            )
         return "multi_label" if problem == "multi_label_classification" else said
     kind = asked or said
     assert kind is not None
