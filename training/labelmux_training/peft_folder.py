@@ -52,7 +52,7 @@ def read_peft_folder(path: Path) -> PeftFolder:
     """
     if not path.is_dir():
         raise PeftFolderError(path, "there is no such folder", "give the one that PEFT wrote")
-    settings = read_settings(read_json(path / CONFIG_NAME))
+    config = read_json(path / CONFIG_NAME)
     if not (path / TENSORS_NAME).is_file() and (path / _PICKLED_NAME).is_file():
         raise PeftFolderError(
             path / _PICKLED_NAME,
@@ -60,6 +60,7 @@ def read_peft_folder(path: Path) -> PeftFolder:
             "load the adapter with PEFT and save it with save_pretrained(..., "
             "safe_serialization=True)",
         )
+    settings = read_settings(config)
     data = _read_bytes(path / TENSORS_NAME, _MOST_TENSOR_BYTES)
     try:
         stored = load(data)
