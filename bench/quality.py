@@ -6,10 +6,10 @@
 
 Every measurement is a JSON line of ``--out``, made in a process of its own; lines that are there
 already are not made again, so a run that was stopped goes on. With the first seed, every learning
-rate of a method is tried (``--rates`` tries fewer); the one with the best dev score is what other
-seeds use and what the tables show. Each run keeps the epoch with the best dev accuracy; test splits
-decide nothing. ``--render`` writes the tables into ``quality.md`` of that folder, between its
-marks, and the pictures beside it.
+rate of a method is tried (``--rates`` tries fewer); other seeds run the one with the best dev score
+and the list's first. The tables show each seed with the rate that has its best dev score. Each run
+keeps the epoch with the best dev accuracy; test splits decide nothing. ``--render`` writes the
+tables into ``quality.md`` of that folder, between its marks, and the pictures beside it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 
 from labelled_sets import SCORES, LabelledSet, sample
 from labelmux_encoder.weights import load_encoder
+from labelmux_training.labels import choose_labels
 from quality_methods import METHODS, Outcome, Problem
 from quality_plan import SEEDS, TABLES, Asked, Line, Run, plan
 from quality_render import render
@@ -65,7 +66,9 @@ def measured(run: Run, data: Path, encoder: str) -> Line:
     train = sample(found.train, cell.rows, run.seed)
     dev = sample(found.dev, MOST_DEV_ROWS, _DEV_SEED)
     loaded = load_encoder(encoder, dtype="auto")
-    problem = Problem(found.labels, train, dev, found.test, loaded, encoder)
+    # Tags are completed in training: every method has the same.
+    labels = choose_labels(train, found.labels) if train.kind == "token" else found.labels
+    problem = Problem(labels, train, dev, found.test, loaded, encoder)
     outcome = METHODS[cell.method].run(problem, run.learning_rate, run.seed)
     dev_score, test_score = scores(problem, outcome, found.metric)
     return {

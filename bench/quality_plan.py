@@ -103,8 +103,9 @@ def learning_rates(cell: Cell, most: int | None = None) -> tuple[float, ...]:
 def plan(asked: Asked, lines: Sequence[Line]) -> Iterator[Run]:
     """All runs that can be named by now: an early look at the results sees all of each table.
 
-    First the first rate of every cell, then its other rates, then the other seeds, which are named
-    once the first has chosen their rate.
+    First the first rate of every cell, then its other rates, then the other seeds with the rate
+    that the first seed chose, once it has. At last they run the list's first rate too, where that
+    is another: what suits one sample of rows may fail on the next, as dev tells.
     """
     found = [cell for name in asked.tables for cell in cells(name, asked)]
     tried = {cell: learning_rates(cell, asked.rates) for cell in found}
@@ -112,11 +113,17 @@ def plan(asked: Asked, lines: Sequence[Line]) -> Iterator[Run]:
         for cell in found:
             for rate in tried[cell][place : place + 1]:
                 yield Run(cell, asked.seeds[0], rate)
+    complete = {
+        cell: choice.rate
+        for cell in found
+        if (choice := chosen_rate(lines, cell, asked.seeds[0])) and choice.complete(tried[cell])
+    }
     for seed in asked.seeds[1:]:
-        for cell in found:
-            chosen = chosen_rate(lines, cell, asked.seeds[0])
-            if chosen is not None and chosen.complete(tried[cell]):
-                yield Run(cell, seed, chosen.rate)
+        yield from (Run(cell, seed, rate) for cell, rate in complete.items())
+    for seed in asked.seeds[1:]:
+        for cell, rate in complete.items():
+            if rate != tried[cell][0]:
+                yield Run(cell, seed, tried[cell][0])
 
 
 class Choice(NamedTuple):

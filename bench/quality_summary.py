@@ -30,10 +30,10 @@ SIZE, EDITS, FEW = "full-size", "edits", "few-rows"
 
 @dataclass(frozen=True)
 class Result:
-    """A method on a set with the chosen learning rate."""
+    """A method on a set, each seed with the learning rate that its dev score chose."""
 
     cell: Cell
-    #: Of the chosen rate, one for each seed.
+    #: One for each seed.
     lines: tuple[Line, ...]
     #: Learning rates that were tried, and that should be.
     tried: int
@@ -69,11 +69,14 @@ def results(lines: Sequence[Line]) -> Results:
 
 
 def _result(cell: Cell, lines: Sequence[Line]) -> Result | None:
-    choice = chosen_rate(lines, cell)
-    if choice is None:
+    """None before the first seed, which tries all rates, has any."""
+    choices = {seed: chosen_rate(lines, cell, seed) for seed in SEEDS}
+    first = choices[SEEDS[0]]
+    if first is None:
         return None
-    chosen = tuple(line for line in lines if line["learning_rate"] == choice.rate)
-    return Result(cell, chosen, len(choice.tried), len(learning_rates(cell)))
+    rates = {seed: choice.rate for seed, choice in choices.items() if choice is not None}
+    chosen = tuple(line for line in lines if line["learning_rate"] == rates[line["seed"]])
+    return Result(cell, chosen, len(first.tried), len(learning_rates(cell)))
 
 
 @dataclass(frozen=True)
