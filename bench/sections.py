@@ -115,12 +115,13 @@ def base_size(bench: Workbench) -> None:
     )
     seconds = bench.plan.base_s
     with bench.serving(ours) as ready:
-        plans: list[Measurement] = []
-        for found in ready:
-            for shape in (Shape(64, _ONE), Shape(8, _MANY), *_SATURATING_BASE_SIZE):
-                plans += [bench.load(section, found, shape, seconds)]
+        plans = [
+            bench.load(section, found, shape, seconds)
+            for found in ready
+            for shape in _SATURATING_BASE_SIZE
+        ]
         plans += _in_process(bench, section, loaded, seconds)[:-1]
-        interleave(plans, bench.plan.long_repeats)
+        interleave(plans, bench.plan.repeats)
     _own_cost(bench, _of(bench, section), {_ONE: 0.9, _MANY: 0.9}, "base size, ")
 
 
