@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from labelmux_encoder.tokenizer import TextInput, Tokenizer, TokenRow
+
+T = TypeVar("T")
 
 #: By limit in tokens: each text's rows, one, or one per window.
 Encoded = dict[int, list[Sequence[TokenRow]]]
@@ -85,7 +87,7 @@ class TokenizerPool:
 
     def _hand_over(self) -> None:
         arrived, self._arrived = self._arrived, []
-        for share in _shares(arrived):
+        for share in _divided(arrived, _job_chars, _SHARE_CHARS):
             self._shares.put(share)
 
     def _run(self, tokenizer: Tokenizer) -> None:
@@ -98,17 +100,16 @@ class TokenizerPool:
                 waiting[0].done.get_loop().call_soon_threadsafe(_settle, found)
 
 
-def _shares(jobs: Sequence[_Job]) -> Iterator[Sequence[_Job]]:
-    """Jobs in their order, cut where a share would be too much; a job is never cut."""
-    share, chars = list[_Job](), 0
-    for job in jobs:
-        own = sum(map(_chars, job.texts))
-        if share and chars + own > _SHARE_CHARS:
-            yield share
-            share, chars = [], 0
-        share.append(job)
-        chars += own
-    yield share
+def _divided(items: Sequence[T], chars: Callable[[T], int], most: int) -> Iterator[Sequence[T]]:
+    """Items in their order, in parts of so many characters at most; an item is never cut."""
+    begin, held = 0, 0
+    for at, item in enumerate(items):
+        own = chars(item)
+        if at > begin and held + own > most:
+            yield items[begin:at]
+            begin, held = at, 0
+        held += own
+    yield items[begin:]
 
 
 def about_tokens(texts: Sequence[TextInput]) -> int:
@@ -118,6 +119,10 @@ def about_tokens(texts: Sequence[TextInput]) -> int:
 
 def _chars(text: TextInput) -> int:
     return len(text) if isinstance(text, str) else sum(map(len, text))
+
+
+def _job_chars(job: _Job) -> int:
+    return sum(map(_chars, job.texts))
 
 
 def _encode_jobs(tokenizer: Tokenizer, jobs: Sequence[_Job]) -> list[_Settled]:
@@ -144,23 +149,12 @@ def _encode_parts(tokenizer: Tokenizer, jobs: Sequence[_Job]) -> Encoded:
     if sum(map(_chars, texts)) <= _PART_CHARS:
         return _encode(tokenizer, texts, want)
     found: Encoded = {limit: [] for limit in want.limits}
-    for part in _parts(texts):
+    for part in _divided(texts, _chars, _PART_CHARS):
         if all(job.done.cancelled() for job in jobs):
             break
         for limit, rows in _encode(tokenizer, part, want).items():
             found[limit] += rows
     return found
-
-
-def _parts(texts: Sequence[TextInput]) -> Iterator[Sequence[TextInput]]:
-    """Texts in their order, cut where a part would be too much; a text is never cut."""
-    begin, chars = 0, 0
-    for at, text in enumerate(texts):
-        chars += _chars(text)
-        if chars > _PART_CHARS and at > begin:
-            yield texts[begin:at]
-            begin, chars = at, _chars(text)
-    yield texts[begin:]
 
 
 def _settle(found: Sequence[_Settled]) -> None:
