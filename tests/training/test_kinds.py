@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,14 +20,15 @@ from sklearn.metrics import f1_score
 
 from labelmux_adapters.canaries import check_canaries
 from labelmux_adapters.iob2 import runs_of, words_of
+from labelmux_adapters.manifest import Calibration
 from labelmux_encoder.weights import LoadedEncoder
 from labelmux_training.calibration import fit_abstain, fit_label_temperature, fit_thresholds
 from labelmux_training.columns import Columns
 from labelmux_training.data import Dataset, read_rows
 from labelmux_training.errors import LabelsError, OptionsError, RowError
-from labelmux_training.evaluate import evaluate, score_labels, score_spans
+from labelmux_training.evaluate import FoundSpan, evaluate, score_labels, score_spans
 from labelmux_training.features import FeatureCache
-from labelmux_training.kinds import KINDS
+from labelmux_training.kinds import KINDS, Logits, WordTags
 from labelmux_training.labels import check_known, choose_labels, label_flags, split_dev
 from labelmux_training.metrics import LabelMetrics, SpanMetrics, measure_labels, measure_spans
 from labelmux_training.options import TrainOptions
@@ -62,6 +63,18 @@ def tagged(count: int, seed: int) -> list[dict[str, list[str]]]:
         tags = ["B-place" if t in PLACES else "B-meal" if t in MEALS else "O" for t in tokens]
         rows.append({"tokens": tokens, "tags": tags})
     return rows
+
+
+def spans_of(
+    dataset: Dataset, gold: WordTags, logits: Sequence[Logits], labels: Sequence[str]
+) -> list[list[FoundSpan]]:
+    """What a server answers."""
+    found = []
+    for row, of_row, tokens in zip(dataset.rows, logits, gold.tokens, strict=True):
+        words = words_of(row.text)
+        runs = runs_of([labels[at] for at in of_row[tokens].argmax(1)])
+        found.append([(r.label, words[r.first][0], words[r.end - 1][1]) for r in runs])
+    return found
 
 
 def several(count: int, seed: int) -> list[dict[str, object]]:
@@ -389,15 +402,25 @@ def test_spans_and_labels_from_elsewhere_score_alike(
     kind, labels = KINDS["token"], result.adapter.manifest.labels
     gold = kind.gold(dataset, labels, tiny_encoder.tokenizer, 64)
     logits = serve_texts(result.adapter, tiny_encoder, dataset.texts).logits
-    spans = []
-    for row, of_row, tokens in zip(dataset.rows, logits, gold.tokens, strict=True):
-        words = words_of(row.text)
-        runs = runs_of([labels[at] for at in of_row[tokens].argmax(1)])
-        spans.append([(r.label, words[r.first][0], words[r.end - 1][1]) for r in runs])
-    assert score_spans(dataset, spans) == result.dev
+    assert score_spans(dataset, spans_of(dataset, gold, logits, labels)) == result.dev
     rows = read_rows(moods[1])
     everything = [row.labels for row in rows.rows]
     assert score_labels(rows, everything, ("meal", "place")).subset_accuracy == 1
+
+
+def test_tags_that_change_within_a_token_score_as_the_spans_of_the_answer(
+    tiny_encoder: LoadedEncoder, write: Write
+) -> None:
+    rows = [
+        {"tokens": ["it's", "the", "A.B.", "cold-bus"], "tags": ["O", "O", "B-place", "O"]}
+    ] * 40
+    dataset = read_rows(write("a.jsonl", *rows))
+    kind, labels = KINDS["token"], ("O", "B-place", "I-place")
+    gold = kind.gold(dataset, labels, tiny_encoder.tokenizer, 64)
+    rng = np.random.default_rng(3)
+    logits = [rng.normal(size=(places.max() + 1, 3)).astype("f4") for places in gold.tokens]
+    found = kind.measure(gold, logits, labels, Calibration())
+    assert found == score_spans(dataset, spans_of(dataset, gold, logits, labels))
 
 
 def test_class_means_are_over_what_has_the_label(

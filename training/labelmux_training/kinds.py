@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
-from labelmux_adapters.iob2 import OUTSIDE, word_tokens, words_of
+from labelmux_adapters.iob2 import OUTSIDE, as_iob2, word_tokens, words_of
 from labelmux_adapters.kinds import TaskKind
 from labelmux_adapters.manifest import Calibration
 from labelmux_adapters.scores import DEFAULT_THRESHOLD, scores_of
@@ -320,13 +320,18 @@ class Tokens(Kind):
     def tags_of(
         self, gold: WordTags, logits: Sequence[Logits], labels: Sequence[str]
     ) -> tuple[list[list[str]], list[list[str]]]:
-        """Wanted and found tags of the tokens that the file has; what is cut off is outside."""
+        """Wanted and found tags of the tokens that the file has; what is cut off is outside.
+
+        A span of an answer may begin or end within such a token: it covers those whose first word
+        it covers.
+        """
         wanted, found = [], []
         for row, firsts in enumerate(gold.firsts):
             wanted.append([labels[at] for at in gold.tags[row][firsts]])
-            places = gold.tokens[row][firsts]
             best = logits[row].argmax(axis=1)
-            found.append([labels[best[at]] if at >= 0 else OUTSIDE for at in places])
+            words = [labels[best[at]] if at >= 0 else OUTSIDE for at in gold.tokens[row]]
+            spans = as_iob2(words)
+            found.append([spans[at] for at in firsts])
         return wanted, found
 
     @override
