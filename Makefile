@@ -14,7 +14,8 @@ setup: $(STAMP) ## Create .venv with pinned dependencies and this project in it.
 KERNELS := encoder/labelmux_encoder/kernels adapters/labelmux_adapters/kernels
 $(STAMP): pyproject.toml clients/python/pyproject.toml constraints.txt $(wildcard $(KERNELS:=/*.cpp) $(KERNELS:=/*.h))
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt hatchling editables
+# seqeval has no wheel, and its build needs a plug-in: it is built in isolation.
+	$(BIN)/python -m pip install --quiet -c constraints.txt hatchling editables seqeval
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e clients/python -e '.[train,otel,dev]'
 	$(BIN)/python -m labelmux_encoder.kernels
 	$(BIN)/python -m labelmux_adapters.kernels
