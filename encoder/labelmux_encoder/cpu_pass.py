@@ -2,8 +2,8 @@
 
 Rows are packed, so nothing is computed on padding. A batch with enough tokens is divided among the
 threads, a few whole rows for each, and no thread waits for another until the end; a smaller one
-goes through the layers with all threads on each product. Token counts are rounded up to a few
-sizes, because the products compile code for every new one.
+goes through the layers with all threads on each product. Token counts are rounded up, because the
+products compile code for every new size of a tile.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from labelmux_encoder.model import Affine, EncoderTensors, LayerTensors
 #: Most tokens that pass through the layers together, unless one row has more: their intermediate
 #: results stay in the cache.
 CHUNK_TOKENS = 1024
+#: Most tokens of one tile of a matrix product, as ``linear.h`` has it.
+TILE_TOKENS = 64
 #: A thread with fewer tokens of its own would spend its time on reading the weights.
 _LEAST_SHARE_TOKENS = 96
 #: A division is worth it if the largest share is at most this many times the mean.
 _MOST_UNEVEN = 1.3
-#: Activations that the matrix product applies itself, with its name for them.
-_FUSED_ACTIVATIONS = {"gelu": ("gelu", "none"), "gelu_new": ("gelu", "tanh"), "relu": ("relu", "")}
+#: Activations that the matrix product applies itself.
+_FUSED_ACTIVATIONS = ("gelu", "gelu_new", "relu")
 
 
 def supports(config: EncoderConfig) -> bool:
@@ -40,14 +42,14 @@ def supports(config: EncoderConfig) -> bool:
         not config.conv_kernel_size
         and config.hidden_act in _FUSED_ACTIVATIONS
         and config.head_size % 2 == 0
+        and config.intermediate_size % 2 == 0
         and kernels.load()
     )
 
 
 def rounded(tokens: int) -> int:
-    """The size of a matrix product that serves this many tokens."""
-    step = 16 if tokens <= 128 else 32 if tokens <= 512 else 64
-    return -(-tokens // step) * step
+    """The size of a matrix product that serves this many tokens: its tiles are of few sizes."""
+    return -(-tokens // 16) * 16
 
 
 class Chunks(NamedTuple):
@@ -133,7 +135,7 @@ class CpuPass:
             config.num_heads,
             self._centre,
             config.layer_norm_eps,
-            *_FUSED_ACTIVATIONS[config.hidden_act],
+            config.hidden_act,
             *KernelEdits.of(edits, rows),
         )
         return states
@@ -157,9 +159,7 @@ class CpuPass:
     def _linear(self, affine: Affine) -> tuple[Tensor, Tensor]:
         """The weight in the order that the matrix product reads, and the bias."""
         assert affine.bias is not None
-        weight = affine.weight.to(self._dtype).contiguous()
-        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, CHUNK_TOKENS)
-        return packed, affine.bias.to(self._dtype)
+        return kernels.blocks(affine.weight.to(self._dtype)), affine.bias.float()
 
 
 def _embedding_constants(tensors: EncoderTensors) -> list[Tensor]:

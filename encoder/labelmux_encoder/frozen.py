@@ -18,7 +18,7 @@ from torch import Tensor
 from labelmux_encoder import kernels
 from labelmux_encoder.batch import PackedRows
 from labelmux_encoder.config import EncoderConfig
-from labelmux_encoder.cpu_pass import CHUNK_TOKENS, CpuPass, rounded, supports
+from labelmux_encoder.cpu_pass import CHUNK_TOKENS, TILE_TOKENS, CpuPass, rounded, supports
 from labelmux_encoder.cuda_pass import CudaPass, all_buckets
 from labelmux_encoder.edits import Edit, Placed
 from labelmux_encoder.model import EncoderTensors, State, cast, derive
@@ -119,8 +119,7 @@ class FrozenEncoder:
     def warm_up(self, budget_s: float) -> int:
         """Run the sizes that serving will meet, small ones first; how many there was time for.
 
-        Matrix products compile code for every new size and count of threads: a first pass takes up
-        to twice as long.
+        Matrix products compile code for every new size and count of threads.
         """
         if isinstance(self._pass, CudaPass):
             self._pass.warm_up(all_buckets())
@@ -138,8 +137,9 @@ class FrozenEncoder:
 
 
 def warm_up_lengths(max_tokens: int) -> list[tuple[int, ...]]:
-    """Batches that have every size of a chunk, and every size of attention's blocks."""
-    sizes = sorted({rounded(tokens) for tokens in range(1, CHUNK_TOKENS + 1)})
+    """Batches that have every size of a product's tile, and every size of attention's blocks."""
+    sizes = {rounded(tokens) for tokens in range(1, 2 * TILE_TOKENS + 1)}
+    sizes |= {256, 512, CHUNK_TOKENS}
     short = min(16, max_tokens)
     batches = {(short,) * (size // short) for size in sizes}
     for length in range(16, 129, 16):

@@ -15,8 +15,15 @@ from tests.encoder.test_model import VARIANTS, stock
 from labelmux_encoder import kernels
 from labelmux_encoder.batch import PackedRows
 from labelmux_encoder.config import EncoderConfig
-from labelmux_encoder.cpu_pass import CHUNK_TOKENS, CpuPass, divide, rounded, supports
-from labelmux_encoder.model import EncoderTensors, derive, run_pass
+from labelmux_encoder.cpu_pass import (
+    CHUNK_TOKENS,
+    TILE_TOKENS,
+    CpuPass,
+    divide,
+    rounded,
+    supports,
+)
+from labelmux_encoder.model import EncoderTensors, cast, derive, run_pass
 from labelmux_encoder.weights import read_checkpoint
 
 FLOAT32_TOLERANCE = 1e-4
@@ -129,6 +136,36 @@ def test_bundled_features_equal_plain_torch(dtype: torch.dtype) -> None:
 
 
 @needs_kernels
+def test_bfloat16_is_no_further_from_float32_than_plain_torch_has_it() -> None:
+    if not kernels.has_bfloat16():
+        pytest.skip("this machine has no bfloat16 products")
+    config, state = read_checkpoint("bundled")
+    tensors = derive(config, state)
+    rows = random_rows(config, (5, 128, 31, 60))
+    with torch.inference_mode():
+        expected = torch.stack(run_pass(config, tensors, rows))
+        plain = torch.stack(run_pass(config, cast(tensors, torch.bfloat16), rows))
+        fast = CpuPass(config, tensors, torch.bfloat16)(rows)
+    errors = [(found.float() - expected).square().mean(dim=(1, 2)) for found in (fast, plain)]
+    assert (errors[0] <= 1.1 * errors[1]).all()
+
+
+@needs_kernels
+@pytest.mark.parametrize("matrix_unit", [False, True])
+@pytest.mark.parametrize("name", ["v3", "relu-and-a-width-of-no-block"])
+def test_features_are_the_same_with_either_order_of_weights(
+    name: str, matrix_unit: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: matrix_unit)
+    config, tensors = made(name)
+    rows = random_rows(config, (5, 40, 31, 128))
+    with torch.inference_mode():
+        expected = torch.stack(run_pass(config, tensors, rows))
+        found = CpuPass(config, tensors, torch.float32)(rows)
+    assert (found - expected).abs().max().item() < FLOAT32_TOLERANCE
+
+
+@needs_kernels
 def test_a_row_alone_equals_the_row_in_any_batch() -> None:
     config, tensors = made("v3")
     fast = CpuPass(config, tensors, torch.float32)
@@ -208,7 +245,6 @@ def test_a_thread_that_computes_alone_leaves_others_theirs() -> None:
         torch.set_num_threads(threads)
 
 
-def test_sizes_are_few_and_never_below_the_tokens() -> None:
-    sizes = {rounded(tokens) for tokens in range(1, CHUNK_TOKENS + 1)}
-    assert len(sizes) <= 32
-    assert all(0 <= rounded(tokens) - tokens < 64 for tokens in range(1, CHUNK_TOKENS + 1))
+def test_sizes_of_tiles_are_few_and_none_is_below_its_tokens() -> None:
+    assert len({rounded(tokens) % TILE_TOKENS for tokens in range(1, CHUNK_TOKENS + 1)}) <= 4
+    assert all(0 <= rounded(tokens) - tokens < 16 for tokens in range(1, CHUNK_TOKENS + 1))

@@ -10,7 +10,7 @@ from tests.encoder.test_model import VARIANTS, stock
 
 from labelmux_encoder import frozen, kernels
 from labelmux_encoder.batch import PackedRows
-from labelmux_encoder.cpu_pass import CHUNK_TOKENS, CpuPass, rounded
+from labelmux_encoder.cpu_pass import CHUNK_TOKENS, TILE_TOKENS, CpuPass, rounded
 from labelmux_encoder.frozen import Dtype, FrozenEncoder
 from labelmux_encoder.model import derive, run_pass
 
@@ -92,7 +92,7 @@ def test_without_a_build_the_features_are_the_same(monkeypatch: pytest.MonkeyPat
 def test_a_warm_up_meets_every_size_that_serving_can_meet() -> None:
     batches = frozen.warm_up_lengths(512)
     sizes = {rounded(sum(batch)) for batch in batches}
-    assert sizes >= {rounded(tokens) for tokens in range(1, CHUNK_TOKENS + 1)}
+    assert sizes >= {rounded(tokens) for tokens in range(1, 2 * TILE_TOKENS + 1)} | {CHUNK_TOKENS}
     assert all(max(batch) <= 40 for batch in frozen.warm_up_lengths(40))
     encoder = frozen_encoder()
     assert encoder.warm_up(budget_s=60.0) == len(batches)

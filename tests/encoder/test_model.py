@@ -55,6 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "position_biased_input": True,
     },
     "gelu-new": {"hidden_act": "gelu_new"},
+    "relu-and-a-width-of-no-block": {"hidden_act": "relu", "intermediate_size": 150},
 }
 SHAPES = ((1, 1), (2, 2), (3, 17), (4, 40), (2, 130), (2, 300), (1, 512))
 

@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent
 #: The kernels look this far beyond the longest row's distances: twice their largest block.
 _MARGIN = 256
+#: Columns of a weight's block for vector units: four registers of floats.
+_NARROW_BLOCK = 64
 
 #: Vector units that have a build of their own, best first, and how the compiler is told.
 UNITS: dict[str, tuple[str, ...]] = {
@@ -117,6 +119,29 @@ def interleave(operand: Tensor) -> Tensor:
     pairs = operand.unflatten(-2, (-1, 2)).transpose(-1, -2)  # [.., K/2, N, 2]
     interleaved: Tensor = pairs.reshape(operand.shape)
     return interleaved
+
+
+def blocks(weight: Tensor) -> Tensor:
+    """A linear map's weight as the kernels read it: columns in blocks. [N, K] -> [blocks, K, block]
+
+    The last block is filled up with zeros.
+    """
+    columns, inner = weight.shape
+    block = _block_columns(columns, inner * weight.element_size())
+    filled = functional.pad(weight, (0, 0, 0, -columns % block))
+    return interleave(filled.unflatten(0, (-1, block)).transpose(1, 2)).contiguous()
+
+
+def _block_columns(columns: int, column_bytes: int) -> int:
+    """A vector unit reads narrow blocks from one end to the other; a matrix unit wants large calls.
+
+    With a matrix unit: as many columns as divide all evenly and fit a core's cache.
+    """
+    if not torch.cpu._is_amx_tile_supported():
+        return _NARROW_BLOCK
+    padded = -(-columns // 32) * 32
+    most = max(32, min(512, 600_000 // column_bytes) // 32 * 32)
+    return next(size for size in range(most, 0, -32) if padded % size == 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,13 @@
 // The frozen pass on a CPU, as one torch operator over packed rows: a thread of Python lets go of
 // the interpreter's lock once a pass, and may have to wait for it each time that it does.
 //
-// Attention is ours: no padding, both position terms inside, nothing of size [T, T] kept. So are
-// LayerNorm(x + residual) and the edits of adapters. The other products are oneDNN's. All read float or bfloat16, compute sums
-// and softmax in float, and have no gradient.
+// Attention has no padding, both position terms inside, and keeps nothing of size [T, T]. All read
+// float or bfloat16, compute sums and softmax in float, and have no gradient.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/gelu.h>
-#include <ATen/ops/relu.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/core/InferenceMode.h>
@@ -29,6 +26,7 @@
 
 #include "edits.h"
 #include "lanes.h"
+#include "linear.h"
 #include "norm.h"
 #include "parallel.h"
 #include "products.h"
@@ -39,6 +37,7 @@ using at::BFloat16;
 using labelmux::Floats;
 using labelmux::kInterleave;
 using labelmux::kLanes;
+using labelmux::linear;
 using labelmux::multiply;
 using labelmux::Norm;
 using labelmux::release;
@@ -552,19 +551,6 @@ void add_norm(const at::Tensor& x, const at::Tensor& residual, const Norm& norm,
   });
 }
 
-using Linear = at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&,
-                          c10::string_view, c10::List<std::optional<at::Scalar>>,
-                          std::optional<c10::string_view>);
-
-// oneDNN's product with a weight in its own order, and an activation after it.
-at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-                  c10::string_view after = "none", c10::string_view algorithm = "") {
-  static const auto product = c10::Dispatcher::singleton()
-                                  .findSchemaOrThrow("mkldnn::_linear_pointwise", "")
-                                  .typed<Linear>();
-  return product.call(x, weight, bias, after, c10::List<std::optional<at::Scalar>>(), algorithm);
-}
-
 // Where the first states come from; tables [.., H] in float.
 struct Embedding {
   // In the order of CpuPass._embedding_constants; tables that an encoder lacks are empty.
@@ -616,18 +602,13 @@ struct Pass {
 
   int64_t layers() const { return static_cast<int64_t>(constants.size()) / kTensors; }
 
-  at::Tensor activate(const at::Tensor& x) const {
-    return activation == "relu" ? at::relu(x) : at::gelu(x, algorithm);
-  }
-
   Embedding embedding;
   at::TensorList constants;
   const at::Tensor& relative;
   int64_t heads;
   int64_t centre;
   double epsilon;
-  c10::string_view activation;
-  c10::string_view algorithm;
+  labelmux::Activation activation;
   labelmux::Edits edits;
 };
 
@@ -687,20 +668,20 @@ class Run {
              at::Tensor& out) {
     const at::Tensor* of = pass_.constants.data() + index * Pass::kTensors;
     if (!edits_.empty()) edits_.enter(index, hidden);
-    at::Tensor qkv = linear(hidden, of[0], of[1]);
+    at::Tensor qkv = linear<T>(hidden, of[0], of[1]);
     edit_qkv(index, hidden, qkv);
     const OwnTables<T> own(edits_, index, chunk_.lengths, tables(of),
                            labelmux::source_of<T>(pass_.relative), pass_.heads);
     attend<T>(qkv, chunk_.lengths, edits_.prefixes(index), own, pass_.heads, context);
     edit(Site::kContext, index, context);
-    at::Tensor projected = linear(context, of[4], of[5]);
+    at::Tensor projected = linear<T>(context, of[4], of[5]);
     edit(Site::kAttentionOut, index, projected, &context);
     add_norm<T>(projected, hidden, norm(of + 6), attended);
     edit(Site::kAttentionNorm, index, attended);
-    at::Tensor inner = linear(attended, of[8], of[9], pass_.activation, pass_.algorithm);
+    at::Tensor inner = linear<T>(attended, of[8], of[9], pass_.activation);
     edit_ffn_in(index, attended, inner);
     edit(Site::kInner, index, inner);
-    at::Tensor outer = linear(inner, of[10], of[11]);
+    at::Tensor outer = linear<T>(inner, of[10], of[11]);
     edit(Site::kFfnOut, index, outer, &inner);
     if (!edits_.empty()) edits_.bottleneck(index, attended, norm(of + 12), outer);
     add_norm<T>(outer, attended, norm(of + 12), out);
@@ -727,10 +708,12 @@ class Run {
   void edit_ffn_in(int64_t index, const at::Tensor& attended, at::Tensor& inner) {
     if (!edits_.any(Site::kFfnIn)) return;
     const at::Tensor* of = pass_.constants.data() + index * Pass::kTensors;
-    at::Tensor before = linear(attended, of[8], of[9]);
+    at::Tensor before = linear<T>(attended, of[8], of[9]);
     edits_.at(Site::kFfnIn, index, labelmux::tokens_of<T>(before), &attended);
     edits_.each_row(Site::kFfnIn, [&](int64_t start, int64_t length) {
-      inner.narrow(0, start, length).copy_(pass_.activate(before.narrow(0, start, length)));
+      const int64_t width = inner.size(1);
+      labelmux::finish(before.const_data_ptr<T>() + start * width, length, width, nullptr,
+                       pass_.activation, inner.mutable_data_ptr<T>() + start * width, width);
     });
   }
 
@@ -800,17 +783,17 @@ at::Tensor encode(at::TensorList embedding, const at::Tensor& token_ids, const a
             at::TensorList constants, const at::Tensor& relative, c10::ArrayRef<int64_t> lengths,
             c10::ArrayRef<int64_t> chunk_rows, c10::ArrayRef<int64_t> chunk_sizes,
             bool side_by_side, int64_t heads, int64_t centre, double epsilon,
-            c10::string_view activation, c10::string_view algorithm,
+            c10::string_view activation,
             c10::ArrayRef<int64_t> edit_kinds, c10::ArrayRef<int64_t> edit_sites,
             c10::ArrayRef<int64_t> prefix_lengths, at::TensorList edit_tensors, c10::ArrayRef<int64_t> edit_entries,
             c10::ArrayRef<int64_t> special, c10::ArrayRef<int64_t> special_starts) {
   const int64_t rows = static_cast<int64_t>(lengths.size());
-  const Pass pass{Embedding(embedding, token_ids, type_ids, epsilon), constants, relative, heads, centre, epsilon, activation, algorithm,
+  const Pass pass{Embedding(embedding, token_ids, type_ids, epsilon), constants, relative, heads, centre, epsilon, labelmux::activation_of(activation),
                   edits_of(rows, edit_kinds, edit_sites, prefix_lengths, edit_tensors,
                            edit_entries, special, special_starts)};
   TORCH_CHECK(chunk_rows.size() == chunk_sizes.size(), "encode: wrong shapes");
   at::Tensor states = at::empty({pass.layers() + 1, token_ids.size(0), pass.embedding.hidden},
-                                constants[1].options());
+                                constants[0].options());
   std::vector<Chunk> chunks;
   int64_t first_row = 0, first = 0;
   for (size_t index = 0; index < chunk_rows.size(); ++index) {
@@ -843,12 +826,11 @@ TORCH_LIBRARY_FRAGMENT(labelmux, library) {
   library.def(
       "encode(Tensor[] embedding, Tensor token_ids, Tensor type_ids, Tensor[] constants, "
       "Tensor relative, int[] lengths, int[] chunk_rows, int[] chunk_sizes, "
-      "bool side_by_side, int heads, int centre, float epsilon, str activation, str algorithm, "
+      "bool side_by_side, int heads, int centre, float epsilon, str activation, "
       "int[] edit_kinds, int[] edit_sites, int[] prefix_lengths, Tensor[] edit_tensors, "
       "int[] edit_entries, int[] special, int[] special_starts) -> Tensor");
 }
 
-// Weights in oneDNN's order are of this backend.
-TORCH_LIBRARY_IMPL(labelmux, MkldnnCPU, library) {
+TORCH_LIBRARY_IMPL(labelmux, CPU, library) {
   library.impl("encode", &encode);
 }
