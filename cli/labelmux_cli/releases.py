@@ -116,8 +116,9 @@ def store_gate(client: Client, task: TaskInfo, file: Path) -> int:
 
         kind = cast("TaskKind", task.task_kind)
         dataset = read_rows(file, Columns(pair=None if task.pair else ""), kind)
-        lines = [json.dumps(_gate_row(row, kind)) for row in dataset.rows]
-    return client.put_gate(task.task, "\n".join(lines).encode()).rows
+        lines = [json.dumps(_gate_row(row, kind), ensure_ascii=False) for row in dataset.rows]
+    content = "\n".join(lines).encode(errors="backslashreplace")
+    return client.put_gate(task.task, content).rows
 
 
 def _gate_row(row: Row, kind: TaskKind) -> dict[str, object]:

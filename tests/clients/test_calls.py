@@ -41,6 +41,17 @@ def test_classify_keeps_the_order_of_texts(ask, wire):
         _ = result.prediction
 
 
+def test_texts_of_any_script_are_sent_as_utf8_not_as_escapes(ask, wire):
+    text = "日本語\u2028😀"
+    server = wire.server(wire.classified({"spam": wire.PREDICTION}))
+    ask(server, "classify", text, task="spam")
+    assert text.encode() in server.requests[0].content
+    # Two halves that belong together are a character; one alone is the server's to refuse.
+    server = wire.server(wire.classified({"spam": wire.PREDICTION}))
+    ask(server, "classify", "\ud83d\ude00 \ud800", task="spam")
+    assert rb"\ud83d\ude00 \ud800" in server.requests[0].content
+
+
 def test_classify_all_tasks_with_every_option(ask, wire):
     server = wire.server(wire.classified({"spam": wire.PREDICTION, "tone": wire.PREDICTION}))
     result = ask(

@@ -70,6 +70,12 @@ def test_pairs_are_lines_too(ask, wire):
     assert sent(server.requests[0]) == [{"text": "a", "pair": "b"}]
 
 
+def test_lines_of_any_script_are_utf8_not_escapes(ask, wire):
+    server = wire.server(answered(wire, 1))
+    ask(server, "classify_stream", ["日本語\u2028😀"], tasks="spam")
+    assert server.requests[0].content == '{"text": "日本語\u2028😀"}'.encode()
+
+
 def test_a_request_has_no_more_than_a_server_always_takes_in(ask, wire):
     server = wire.server(*(answered(wire, count) for count in (256, 256, 88)))
     found = ask(server, "classify_stream", (f"t{n}" for n in range(600)), tasks="spam")

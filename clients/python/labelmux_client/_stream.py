@@ -8,7 +8,6 @@ server always takes in. Each is sent again by itself where that may help.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import deque
 from collections.abc import (
     AsyncIterable,
@@ -25,7 +24,7 @@ from threading import Event
 from typing import Any
 
 from labelmux_client._call import Call
-from labelmux_client._calls import checked_pair
+from labelmux_client._calls import checked_pair, json_bytes
 from labelmux_client._lines import Question, classify_lines
 from labelmux_client._threads import started
 from labelmux_client._types import TextResult
@@ -164,6 +163,6 @@ async def _one_by_one(items: Items | None) -> AsyncIterator[Item]:
 
 def _line(item: Any, *, pairs: bool) -> bytes:
     if not pairs:
-        return json.dumps({"text": item}).encode()
+        return json_bytes({"text": item})
     first, second = checked_pair(item)
-    return json.dumps({"text": first, "pair": second}).encode()
+    return json_bytes({"text": first, "pair": second})
