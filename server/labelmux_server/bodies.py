@@ -55,7 +55,7 @@ async def read_body(request: Request, limit_bytes: int) -> bytes:
     """The body as it is, of a call that classifies.
 
     Raises:
-        BodyTooLargeError
+        MediaTypeError, BodyTooLargeError, BodyStalledError
     """
     return await _read(request, limit_bytes, BodyTooLargeError(limit_bytes))
 
@@ -160,7 +160,19 @@ async def next_message(receive: Receive) -> Message:
     return message
 
 
+def check_encoding(request: Request) -> None:
+    """Return if the body is not compressed: what it would grow to has no bound.
+
+    Raises:
+        MediaTypeError
+    """
+    found = request.headers.get("content-encoding", "").strip().lower()
+    if found not in ("", "identity"):
+        raise MediaTypeError(found, "identity, not compressed", "content encoding")
+
+
 async def _read(request: Request, limit_bytes: int, too_large: ServerError) -> bytes:
+    check_encoding(request)
     stated = request.headers.get("content-length", "")
     if stated.isdigit() and int(stated) > limit_bytes:
         raise too_large

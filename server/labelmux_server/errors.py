@@ -15,7 +15,7 @@ ServerError
 │   ├── TextTooLongError          one text has too many characters
 │   ├── HeadTooLargeError         path and headers are longer than the limit
 │   ├── BodyStalledError          the body comes too slowly
-│   ├── MediaTypeError            the content type is not the one that the route reads
+│   ├── MediaTypeError            the content type or encoding is not the one that the route reads
 │   ├── DigestMismatchError       the body's SHA-256 is not the one that the header states
 │   ├── NeedsPairsError           the task reads two texts, the request has single ones
 │   ├── TakesSingleTextsError     the task reads one text, the request has pairs
@@ -175,11 +175,11 @@ class BodyStalledError(RequestError):
 
 
 class MediaTypeError(RequestError):
-    """The content type is not the one that the route reads."""
+    """The content type, or the content encoding, is not the one that the route reads."""
 
-    def __init__(self, found: str, expected: str) -> None:
+    def __init__(self, found: str, expected: str, header: str = "content type") -> None:
         super().__init__(
-            f"content type {found or 'missing'!r}; send the body as {expected}", expected=expected
+            f"{header} {found or 'missing'!r}; send the body as {expected}", expected=expected
         )
 
 

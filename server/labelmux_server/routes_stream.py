@@ -8,7 +8,7 @@ from fastapi import Query, Request, Response
 
 from labelmux_server import errors
 from labelmux_server.access import guarded_router
-from labelmux_server.bodies import LINES_TYPES, media_type
+from labelmux_server.bodies import LINES_TYPES, check_encoding, media_type
 from labelmux_server.caller import Caller
 from labelmux_server.classification import CLASSIFY_ERRORS, EVERY_TASK, check_tasks, terms_of
 from labelmux_server.documented import body_of, documented
@@ -90,6 +90,7 @@ async def classify_stream(
     found = media_type(request)
     if found not in ("", *LINES_TYPES):
         raise errors.MediaTypeError(found, LINES_TYPES[0])
+    check_encoding(request)
     names = list(dict.fromkeys(task))
     check_tasks(names, service.settings)
     wanted = ClassifyRequest(

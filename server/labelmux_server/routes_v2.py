@@ -209,6 +209,7 @@ async def v2_infer_version(request: Request, task: str, version: Number) -> Resp
         errors.BodyStalledError,
         errors.InvalidJsonError,
         errors.InvalidRequestError,
+        errors.MediaTypeError,
         body=V2Error,
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import re
@@ -65,6 +66,33 @@ def test_the_frameworks_own_errors_have_the_one_body(serving, method, path, stat
         assert answer.headers["content-type"] == "application/json"
         if status == 405:
             assert answer.headers["allow"]
+
+    serving(scenario)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "kind"),
+    [
+        ("POST", "/v1/classify", "application/json"),
+        ("POST", "/v1/classify/stream?task=t", "application/x-ndjson"),
+        ("PUT", "/v1/tasks/t/adapter", "application/octet-stream"),
+        ("PUT", "/v1/tasks/t/gate", "application/x-ndjson"),
+        ("POST", "/tei/t/predict", "application/json"),
+        ("POST", "/v2/models/t/infer", "application/json"),
+        ("POST", "/v2/repository/index", "application/json"),
+    ],
+)
+def test_a_compressed_body_is_refused_as_that(serving, adapter_bytes, method, path, kind):
+    """Read as it is, it would be broken JSON or no adapter file, and the caller none the wiser."""
+    headers = {"content-type": kind, "content-encoding": "gzip"}
+
+    async def scenario(client, service):
+        upload = {"content-type": "application/octet-stream", "content-encoding": "identity"}
+        await client.put("/v1/tasks/t/adapter", content=adapter_bytes(), headers=upload)
+        answer = await client.request(method, path, content=gzip.compress(b"{}"), headers=headers)
+        assert answer.status_code == 415
+        assert "unsupported_media_type" in answer.text
+        assert "'gzip'; send the body as identity" in answer.text
 
     serving(scenario)
 
