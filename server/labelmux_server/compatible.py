@@ -44,7 +44,10 @@ class ForeignRequest(BaseModel):
 class Labelled(NamedTuple):
     """What one task says of some texts."""
 
+    #: The one that the name means now.
     version: Version
+    #: Of each text: the version that answered, which may be a canary with other labels.
+    versions: list[Version]
     #: Of each text: its labels and their scores, best first.
     labels: list[list[dict[str, Any]]]
     #: Of each text: whether its end was not read.
@@ -105,6 +108,7 @@ async def label(
     predictions = [result["predictions"][task] for result in body["results"]]
     return Labelled(
         version,
+        [outcome.version for outcome in found.columns[0].outcomes],
         [prediction["labels"] for prediction in predictions],
         [prediction["truncated"] for prediction in predictions],
         found.tokens,

@@ -175,15 +175,16 @@ async def vllm_classify(request: Request) -> Response:
         truncation=wanted.truncate_prompt_tokens is not None,
         remedies=_REMEDIES,
     )
-    names = found.version.manifest.labels
+    usual = found.version.manifest.labels
+    answers = zip(found.versions, found.labels, strict=True)
     data = [
         {
             "index": index,
             "label": labels[0]["label"],
-            "probs": _in_order(names, labels),
-            "num_classes": len(names),
+            "probs": _in_order(_order(usual, version.manifest.labels), labels),
+            "num_classes": len(labels),
         }
-        for index, labels in enumerate(found.labels)
+        for index, (version, labels) in enumerate(answers)
     ]
     about = _about(request, task, found)
     return json_answer(
@@ -291,6 +292,12 @@ def _about(request: Request, task: str, found: Labelled) -> dict[str, Any]:
         "model": task,
         "usage": found.usage,
     }
+
+
+def _order(usual: tuple[str, ...], own: tuple[str, ...]) -> tuple[str, ...]:
+    """A version's labels, those of the active one in their usual places: callers go by places."""
+    kept = tuple(name for name in usual if name in own)
+    return (*kept, *(name for name in own if name not in usual))
 
 
 def _in_order(names: tuple[str, ...], labels: list[dict[str, Any]]) -> list[float]:

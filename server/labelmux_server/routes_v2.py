@@ -247,7 +247,7 @@ async def _infer(request: Request, task: str) -> Response:
     names = None if wanted.outputs is None else {output.name for output in wanted.outputs}
     body = {
         "model_name": found.version.task,
-        "model_version": str(found.version.number),
+        "model_version": str(_version(found).number),
         "id": wanted.id or request.state.request_id,
         "outputs": [each for each in _outputs(found) if names is None or each["name"] in names],
     }
@@ -281,9 +281,17 @@ def _sequences(texts: dict[str, list[str]]) -> list[tuple[str, ...]]:
     return list(zip(*columns, strict=True))
 
 
+def _version(found: Labelled) -> Version:
+    """The version that answered; the one that the name means, where a canary answered a part."""
+    who = set(found.versions)
+    return who.pop() if len(who) == 1 else found.version
+
+
 def _outputs(found: Labelled) -> list[dict[str, Any]]:
-    rows = found.labels
-    shape = [len(rows), len(rows[0])]
+    # A tensor has no rows of several lengths: where versions differ, the least likely labels go.
+    most = min(map(len, found.labels))
+    rows = [labels[:most] for labels in found.labels]
+    shape = [len(rows), most]
     cells = [item for labels in rows for item in labels]
     return [
         _tensor("labels", "BYTES", shape, [item["label"] for item in cells]),

@@ -59,6 +59,34 @@ def test_one_text_is_a_batch_of_one_and_a_model_may_name_a_version(serving, adap
     serving(scenario)
 
 
+@pytest.mark.parametrize("kind", ["single_label", "multi_label"])
+def test_a_canary_may_have_other_labels_than_the_active_version(serving, adapter_bytes, kind):
+    """The labels that both have keep their places, since callers of vLLM go by these."""
+    texts = [f"film {number}" for number in range(16)]
+    own = ("high", "new", "low")
+
+    async def scenario(client, service):
+        await put(client, "t", adapter_bytes(LABELS, task_kind=kind))
+        staged = {"content": adapter_bytes(own, task_kind=kind), "params": {"activate": "later"}}
+        assert (await client.put("/v1/tasks/t/adapter", **staged)).status_code == 201
+        await client.post("/v1/tasks/t/canary", json={"version": 2, "share": 0.5})
+        body = {"task": "t", "texts": texts}
+        ours = [
+            result["predictions"]["t"]
+            for result in (await client.post("/v1/classify", json=body)).json()["results"]
+        ]
+        assert {prediction["version"] for prediction in ours} == {1, 2}
+        answer = await client.post("/classify", json={"model": "t", "input": texts})
+        assert answer.status_code == 200, answer.text
+        for item, prediction in zip(answer.json()["data"], ours, strict=True):
+            scores = {each["label"]: each["score"] for each in prediction["labels"]}
+            order = LABELS if prediction["version"] == 1 else ("low", "high", "new")
+            assert item["probs"] == [scores[name] for name in order]
+            assert (item["label"], item["num_classes"]) == (prediction["labels"][0]["label"], 3)
+
+    serving(scenario)
+
+
 def test_vllm_cuts_a_long_text_only_where_it_is_asked_to(serving, adapter_bytes):
     async def scenario(client, service):
         await put(client, "t", adapter_bytes())

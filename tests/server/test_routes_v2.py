@@ -55,6 +55,28 @@ def test_outputs_are_what_our_own_route_says(serving, adapter_bytes, kind, raw):
     serving(scenario)
 
 
+def test_a_canary_with_other_labels_leaves_tensors_that_fit_their_shape(serving, adapter_bytes):
+    async def scenario(client, service):
+        await put(client, "t", adapter_bytes(LABELS))
+        staged = {"content": adapter_bytes(("low", "high")), "params": {"activate": "later"}}
+        await client.put("/v1/tasks/t/adapter", **staged)
+        await client.post("/v1/tasks/t/canary", json={"version": 2, "share": 0.5})
+        by_version: dict[str, str] = {}
+        for text in (f"film {number}" for number in range(16)):
+            answer = await client.post(INFER, json={"inputs": [tensor([text])]})
+            by_version[answer.json()["model_version"]] = text
+            most = 3 if answer.json()["model_version"] == "1" else 2
+            assert outputs(answer)["labels"]["shape"] == [1, most]
+        texts = [by_version["1"], by_version["2"]]
+        answer = await client.post(INFER, json={"inputs": [tensor(texts)]})
+        for name in ("labels", "scores"):
+            found = outputs(answer)[name]
+            assert (found["shape"], len(found["data"])) == ([2, 2], 4)
+        assert answer.json()["model_version"] == "1"
+
+    serving(scenario)
+
+
 def test_tensors_may_be_nested_chosen_and_of_pairs(serving, adapter_bytes):
     async def scenario(client, service):
         await put(client, "t", adapter_bytes(LABELS))
