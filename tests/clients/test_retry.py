@@ -54,6 +54,19 @@ def test_what_may_have_worked_is_not_sent_again(ask, wire, method, args, kwargs)
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (httpx2.ConnectError("refused"), "is a labelmux server running there"),
+        (httpx2.ConnectTimeout("late"), "is a labelmux server running there"),
+        (httpx2.ReadTimeout("late"), "need longer than timeout_s"),
+    ],
+)
+def test_an_answer_that_is_late_is_not_called_a_server_that_is_not_there(ask, wire, error, remedy):
+    with pytest.raises(TransportError, match=remedy):
+        ask(wire.server(error), "info", options={"max_retries": 0})
+
+
 @pytest.mark.parametrize(("method", "args", "kwargs"), NEVER)
 def test_rollback_is_never_sent_twice(ask, wire, method, args, kwargs):
     server = wire.server(wire.refusal(503, "draining"))

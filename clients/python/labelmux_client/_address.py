@@ -49,11 +49,11 @@ class Address:
 
     def lost(self, call: Call[Any], error: httpx2.RequestError) -> TransportError:
         """The error to raise when no answer came."""
+        remedy = "is a labelmux server running there?"
         if isinstance(error, httpx2.TimeoutException):
             problem = f"no answer within {self.timeout_s:g} s"
+            if not isinstance(error, httpx2.ConnectTimeout):
+                remedy = "the server may be there and need longer than timeout_s for this"
         else:
             problem = f"no answer ({error or type(error).__name__})"
-        return TransportError(
-            f"{call.method} {call.path}: {problem} from {self.shown}; "
-            "is a labelmux server running there?"
-        )
+        return TransportError(f"{call.method} {call.path}: {problem} from {self.shown}; {remedy}")
