@@ -8,8 +8,9 @@ const KEPT = 150;
 
 /** What is asked to look after a server, and not to use it. */
 const OWN =
-  /^(\/|\/console\/.*|\/metrics|\/docs|\/openapi\.json|\/health\/.*|\/v1\/info|unmatched)$/;
-const ASKED = /classify|predict|infer/;
+  /^(\/|\/console\/.*|\/metrics|\/docs|\/openapi\.json|(\/v2)?\/health(\/.*)?|\/v1\/info|unmatched)$/;
+/** What answers at once; a stream takes as long as its caller has lines. */
+const ASKED = /\/(classify|predict|infer)$/;
 
 const watchers = new Set();
 const readings = [];

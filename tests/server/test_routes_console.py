@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from labelmux_server import contract
 from labelmux_server.routes_console import FOLDER
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +52,25 @@ def test_nothing_but_the_consoles_files_is_served(serving, path):
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
 
     serving(scenario)
+
+
+def test_the_latency_it_shows_is_that_of_calls_and_not_of_streams_or_probes():
+    """A stream lasts as long as its caller has lines; the script's patterns read as Python's do."""
+    script = (FOLDER / "pulse.js").read_text(encoding="utf-8")
+    own, asked = (
+        re.compile(re.search(rf"const {name} =\s+/(.+)/;", script)[1].replace(r"\/", "/"))
+        for name in ("OWN", "ASKED")
+    )
+    paths = contract.openapi()["paths"]
+    answers = {path for path in paths if asked.search(path)}
+    assert answers == {
+        path
+        for path, operations in paths.items()
+        if path.endswith(("/classify", "/predict", "/infer")) and "post" in operations
+    }
+    assert "/v1/classify/stream" not in answers
+    probes = {path for path in paths if own.search(path)}
+    assert probes == {path for path in paths if "/health" in path} | {"/metrics", "/v1/info"}
 
 
 @pytest.mark.slow
