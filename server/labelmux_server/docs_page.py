@@ -79,7 +79,9 @@ def _curl(
     url = base_url + path.replace("{task}", _EXAMPLE_TASK).replace("{version}", "1")
     words = ["curl"]
     content = operation.get("requestBody", {}).get("content", {})
-    if "application/x-ndjson" in content:
+    if "application/x-ndjson" in content and method == "put":
+        words += ["-T", "labelled.jsonl"]
+    elif "application/x-ndjson" in content:
         words += ["-X", method.upper(), "-T", "texts.jsonl"]
         url += f"?task={_EXAMPLE_TASK}"
     elif "application/octet-stream" in content:

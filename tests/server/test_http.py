@@ -283,6 +283,7 @@ def test_the_page_lists_every_route_and_loads_nothing(openapi):
     for path in openapi["paths"]:
         assert path in page
     assert page.count("curl") >= len(openapi["paths"])
+    assert "curl -T labelled.jsonl" in re.search(r"<pre>([^<]*)/sentiment/gate</pre>", page)[1]
     operations = [each for found in openapi["paths"].values() for each in found.values()]
     assert page.count("Bearer KEY") == sum("security" in each for each in operations)
     assert "Bearer" not in docs_page(openapi, "http://127.0.0.1:8000", with_key=False)
