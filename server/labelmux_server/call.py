@@ -145,7 +145,9 @@ class Call:
             for limit, found in tokens.items()
         }
         rows: list[Row] = []
-        for parts in self._parts.values():
+        for name, parts in self._parts.items():
+            if len(parts) > 1 and not self._terms.truncation:
+                self._leave_long(name, *parts)
             for part in parts:
                 part.places = self._lay(part, rows)
         return rows
@@ -240,6 +242,14 @@ class Call:
         self._canaries[name].fell_back += len(parts[1].texts)
         parts[0].texts = range(len(self._texts))
         del parts[1:]
+
+    def _leave_long(self, name: str, active: _Part, canary: _Part) -> None:
+        """What is too long for the canary alone, the active version reads; no text may be cut."""
+        tokens = self._tokens[canary.limit_tokens]
+        long = {at for at in canary.texts if tokens[at][0].truncated}
+        self._canaries[name].fell_back += len(long)
+        active.texts = sorted(long.union(active.texts))
+        canary.texts = sorted(set(canary.texts).difference(long))
 
     def _begin_shadow(self, name: str, shadow: Shadow) -> None:
         """A shadow reads along if its adapter is at hand; else that is fetched for a later call."""

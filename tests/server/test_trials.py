@@ -301,6 +301,30 @@ def test_a_canary_that_cannot_read_leaves_its_texts_to_the_active_version(
     serving(later)
 
 
+def test_a_text_that_is_too_long_for_the_canary_alone_is_the_active_versions(
+    serving, adapter_bytes
+):
+    """Nobody's call fails for a canary, also where no text may be cut."""
+    texts = [*TEXTS[:4], "the train " * 10]
+
+    async def scenario(client, service):
+        await begin(client, [adapter_bytes(max_tokens=64), adapter_bytes(seed=1, max_tokens=12)])
+        await client.post("/v1/tasks/t/canary", json={"version": 2, "share": 1})
+        answers, _ = await ask(client, texts, truncation=False)
+        assert [answer["version"] for answer in answers] == [2, 2, 2, 2, 1]
+        alone, _ = await ask(client, texts[4:], truncation=False, task="t")
+        assert (alone[0]["labels"], alone[0]["truncated"]) == (answers[4]["labels"], False)
+        canary = (await trials(client))["canary"]
+        assert (canary["fell_back"], canary["answered"]) == (2, 4)
+        cut, _ = await ask(client, texts)
+        assert (cut[4]["version"], cut[4]["truncated"]) == (2, True)
+        body = {"task": "t", "texts": ["the train " * 99], "truncation": False}
+        refused = (await client.post("/v1/classify", json=body)).json()["error"]
+        assert (refused["code"], refused["limit_tokens"]) == ("text_truncated", 64)
+
+    serving(scenario)
+
+
 def test_trials_outlive_a_restart_and_stand_in_the_history(serving, versions):
     async def start(client, service):
         await begin(client, versions)
