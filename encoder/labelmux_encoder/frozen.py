@@ -158,7 +158,7 @@ def _choose(
     expected = plain(trial)
     fused = _fused_pass(config, tensors, device, trial, expected)
     fast: Pass = fused or plain
-    if wanted == "float32" or (wanted == "auto" and not bfloat16_is_faster(config, device)):
+    if wanted == "float32" or (wanted == "auto" and not _may_be_faster(config, device, fused)):
         return fast, torch.float32
     short: Pass
     if device.type == "cuda":
@@ -168,13 +168,15 @@ def _choose(
     else:
         short = PlainPass(config, cast(tensors, torch.bfloat16))
     cosine = _least_cosine(short(trial)[-1], expected[-1])
-    if wanted == "bfloat16" or cosine >= BFLOAT16_COSINE:
-        return short, torch.bfloat16
-    _log.warning(
-        "bfloat16 features are at a cosine of %.4f to float32's, below %s: serving float32",
-        *(cosine, BFLOAT16_COSINE),
-    )
-    return fast, torch.float32
+    if wanted == "auto" and cosine < BFLOAT16_COSINE:
+        _log.warning(
+            "bfloat16 features are at a cosine of %.4f to float32's, below %s: serving float32",
+            *(cosine, BFLOAT16_COSINE),
+        )
+        return fast, torch.float32
+    if wanted == "auto" and device.type == "cpu" and not _is_faster(short, fast, trial):
+        return fast, torch.float32
+    return short, torch.bfloat16
 
 
 def cpu_pass(config: EncoderConfig, tensors: EncoderTensors, dtype: torch.dtype) -> Pass:
@@ -219,8 +221,28 @@ def _least_cosine(found: Tensor, expected: Tensor) -> float:
     return cosines.min().item()
 
 
+def _may_be_faster(config: EncoderConfig, device: torch.device, fused: Pass | None) -> bool:
+    """Whether bfloat16 is worth a trial; of kernels the trial itself says more than a product."""
+    if isinstance(fused, CpuPass):
+        return kernels.has_bfloat16()
+    return bfloat16_is_faster(config, device)
+
+
+def _is_faster(short: Pass, fast: Pass, trial: PackedRows) -> bool:
+    """Whether a pass in bfloat16 is worth its rounding."""
+    seconds = {short: math.inf, fast: math.inf}
+    # On one thread: several wait for the slowest, which on a busy machine is slow in any dtype.
+    with kernels.one_thread():
+        for _ in range(3):  # by turns, so that a busy moment of the machine is one of both
+            for each in seconds:
+                started = time.perf_counter()
+                each(trial)
+                seconds[each] = min(seconds[each], time.perf_counter() - started)
+    return seconds[fast] > _WORTHWHILE * seconds[short]
+
+
 def bfloat16_is_faster(config: EncoderConfig, device: torch.device) -> bool:
-    """Whether products of this encoder's shape are worth rounding on this device."""
+    """Whether torch's products of this encoder's shape are worth rounding on this device."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     shapes = (256, config.hidden_size), (config.hidden_size, 4 * config.hidden_size)
@@ -229,15 +251,9 @@ def bfloat16_is_faster(config: EncoderConfig, device: torch.device) -> bool:
         for dtype in (torch.float32, torch.bfloat16)
     }
     seconds = dict.fromkeys(factors, math.inf)
-    # On one thread: several wait for the slowest, which on a busy machine is slow in any dtype.
-    with kernels.one_thread():
-        for _ in range(16):  # by turns, so that a busy moment of the machine is one of both
-            for dtype, (left, right) in factors.items():
-                seconds[dtype] = min(seconds[dtype], _time_product(left, right))
+    for _ in range(16):  # by turns, as above
+        for dtype, (left, right) in factors.items():
+            started = time.perf_counter()
+            left @ right
+            seconds[dtype] = min(seconds[dtype], time.perf_counter() - started)
     return seconds[torch.float32] > _WORTHWHILE * seconds[torch.bfloat16]
-
-
-def _time_product(left: Tensor, right: Tensor) -> float:
-    started = time.perf_counter()
-    left @ right
-    return time.perf_counter() - started

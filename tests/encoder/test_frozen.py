@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import pytest
 import torch
@@ -48,14 +49,15 @@ def test_bfloat16_is_near_float32() -> None:
 def test_auto_takes_bfloat16_where_it_is_faster(
     monkeypatch: pytest.MonkeyPatch, faster: bool, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(frozen, "bfloat16_is_faster", lambda *_: faster)
+    monkeypatch.setattr(frozen, "_WORTHWHILE", 0.0 if faster else math.inf)
+    monkeypatch.setattr(frozen, "_may_be_faster", lambda *_: True)
     assert frozen_encoder("auto").dtype == dtype
 
 
 def test_auto_stays_at_float32_where_bfloat16_is_too_far_off(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(frozen, "bfloat16_is_faster", lambda *_: True)
+    monkeypatch.setattr(frozen, "_may_be_faster", lambda *_: True)
     monkeypatch.setattr(frozen, "BFLOAT16_COSINE", 1.1)
     with caplog.at_level(logging.WARNING):
         encoder = frozen_encoder("auto")
