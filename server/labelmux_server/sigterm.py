@@ -6,6 +6,7 @@ would be lost while the encoder loads, and the container be killed once its grac
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from types import FrameType
 
 @contextmanager
 def ends_on_sigterm() -> Iterator[None]:
-    """Exit with code 0 on SIGTERM, unless somebody else handles it. Main thread only."""
+    """End the process with code 0 on SIGTERM, unless somebody else handles it. Main thread only."""
     before = signal.signal(signal.SIGTERM, _end)
     try:
         yield
@@ -23,4 +24,5 @@ def ends_on_sigterm() -> Iterator[None]:
 
 
 def _end(_number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(0)
+    # No clean end: it would wait for the thread that reads the state folder and preloads its tasks.
+    os._exit(0)

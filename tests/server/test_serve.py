@@ -101,6 +101,30 @@ def test_sigterm_during_the_start_ends_it_with_0(tmp_path, tiny_encoder_folder, 
     assert b"Traceback" not in errors
 
 
+def test_sigterm_ends_a_start_that_takes_long(tmp_path, tiny_encoder_folder):
+    script = (
+        "import sys, threading\n"
+        "from labelmux_server.__main__ import main\n"
+        "from labelmux_server.pins import Pins\n"
+        "def load(*_):\n"
+        "    print('preloading', flush=True)\n"
+        "    threading.Event().wait()\n"
+        "Pins.load = load\n"
+        "main(sys.argv[1:])\n"
+    )
+    flags = ["--port", "0", "--no-demo", "--encoder", str(tiny_encoder_folder)]
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *flags, "--state-dir", str(tmp_path / "state")],
+        stdout=subprocess.PIPE,
+    ) as process:
+        try:
+            assert process.stdout.readline() == b"preloading\n"
+            process.terminate()
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+
+
 def test_during_the_delay_it_is_not_ready_but_serves(start_server, adapter_bytes, until):
     server = start_server("--shutdown-delay-s", "5")
     with httpx2.Client(base_url=server.url) as client:
