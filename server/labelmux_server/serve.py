@@ -80,6 +80,7 @@ def serve(settings: Settings, announce: Announce | None = None) -> None:
 async def _run(app: FastAPI, server: _Server, bound: socket.socket) -> None:
     """The lifespan around the server, driven here so that its errors reach the caller."""
     async with app.router.lifespan_context(app):
+        server.listen(bound)
         # What is here by now stays; a full collection would walk it and stop all threads for 80 ms.
         gc.collect()
         gc.freeze()
@@ -111,6 +112,15 @@ class _Server(uvicorn.Server):
         self._settings = settings
         self._url = url
         self._announce = announce
+
+    def listen(self, bound: socket.socket) -> None:
+        """Open the port. uvloop passes over a failure: the server would serve and hear nobody.
+
+        Raises:
+            SettingsError: the address was taken since it was bound.
+        """
+        with _binding(self._settings):
+            bound.listen(self.config.backlog)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -169,14 +179,21 @@ def _bound(settings: Settings) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as bound:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+        with _binding(settings):
             bound.bind((settings.host, settings.port))
-        except OSError as error:
-            raise SettingsError(
-                f"cannot bind {settings.host} port {settings.port} ({error.strerror}); "
-                "choose another --port"
-            ) from error
         yield bound
+
+
+@contextmanager
+def _binding(settings: Settings) -> Iterator[None]:
+    """What binding or listening fails with is a SettingsError."""
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(
+            f"cannot bind {settings.host} port {settings.port} ({error.strerror}); "
+            "choose another --port"
+        ) from error
 
 
 def _url(settings: Settings, bound: socket.socket) -> str:

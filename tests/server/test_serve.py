@@ -16,8 +16,11 @@ import httpx2
 import pytest
 import uvloop
 
+from labelmux_encoder.weights import load_encoder
 from labelmux_server import logs
+from labelmux_server import serve as serve_module
 from labelmux_server.__main__ import main
+from labelmux_server.errors import SettingsError
 from labelmux_server.serve import _bound
 from labelmux_server.settings import Settings
 
@@ -208,6 +211,28 @@ def test_a_port_that_is_taken_is_said_before_the_encoder_loads(capsys, quiet_log
         port = str(taken.getsockname()[1])
         assert main(["--port", port, "--state-dir", str(tmp_path), "--encoder", "nowhere"]) == 1
     assert f"port {port}" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_during_the_start_is_said(
+    quiet_logs, monkeypatch, tmp_path, tiny_encoder_folder
+):
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", 0))
+
+        def taken_meanwhile(*args, **kwargs):
+            taken.listen()
+            return load_encoder(*args, **kwargs)
+
+        monkeypatch.setattr(serve_module, "load_encoder", taken_meanwhile)
+        settings = Settings(
+            port=taken.getsockname()[1],
+            state_dir=tmp_path,
+            no_demo=True,
+            encoder=str(tiny_encoder_folder),
+        )
+        with pytest.raises(SettingsError, match=f"port {settings.port}"):
+            serve_module.serve(settings, lambda serving: pytest.fail(f"hears nobody: {serving}"))
 
 
 def test_answers_leave_at_once_and_do_not_wait_for_an_acknowledgement():
