@@ -24,11 +24,14 @@ class BatchMetrics(Collector):
         self._batch_tokens, self._text_tokens = Tally(TOKENS), Tally(TOKENS)
         self._duration, self._queue_wait = Tally(SECONDS), Tally(SECONDS)
         self._encode, self._readout = Tally(SECONDS), Tally(SECONDS)
+        self._busy_s = 0.0
 
-    def record(self, batch: Batch, times: Times, *, failed: bool) -> None:
-        """A batch ran, well or not. On a thread of the replica."""
+    def record(self, batch: Batch, times: Times, threads: int, *, failed: bool) -> None:
+        """A batch ran, well or not. On one of so many threads of the replica."""
         with self._lock:
             self._record(batch, times, failed=failed)
+            seconds = times.encode_s + times.readout_s
+            self._busy_s += seconds / threads if batch.one_thread else seconds
 
     def _record(self, batch: Batch, times: Times, *, failed: bool) -> None:
         tokens = passed = edited = 0
@@ -67,6 +70,11 @@ class BatchMetrics(Collector):
             ("encoder_passes", "Passes of the encoder.", self._passes),
             ("encoder_tokens", "Tokens that went through the encoder.", self._tokens),
             ("batch_failures", "Batches that failed as a whole.", self._failures),
+            (
+                "replica_busy_seconds",
+                "Time of batches; of one on a thread of its own, that thread's part of it.",
+                self._busy_s,
+            ),
         ):
             yield CounterMetricFamily(f"labelmux_{name}", text, value)
         for name, text, tally in (

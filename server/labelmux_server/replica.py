@@ -154,7 +154,7 @@ class Replica:
         times = Times(started, encode_s, seconds - encode_s)
         self._batcher.done(batch, seconds)
         if batch.rows:
-            self._metrics.batches.record(batch, times, failed=callable(answers))
+            self._metrics.batches.record(batch, times, self._passes, failed=callable(answers))
         work.unanswered.remove(batch)
         self._loop.call_soon_threadsafe(batch.deliver, answers, times)
 

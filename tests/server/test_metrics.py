@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from labelmux_server.batch_metrics import BatchMetrics
+from labelmux_server.submission import Batch, EncoderRow, Times
 from labelmux_server.tally import Tally
 
 BYTES = {"content-type": "application/octet-stream"}
@@ -186,6 +188,21 @@ def test_a_batch_is_counted_by_texts_tokens_and_stages(serving, adapter_bytes):
         assert (await values(client, "labelmux_text_tokens_count"))[()] == 2
 
     serving(scenario)
+
+
+def test_batches_that_run_side_by_side_are_as_busy_as_one_on_all_threads():
+    row = EncoderRow((1, 2), (0, 0), key="row", waiting_since_s=0.0)
+    times = Times(started_s=1.0, encode_s=0.75, readout_s=0.25)
+
+    def busy_s(batches: list[Batch]) -> float:
+        metrics = BatchMetrics()
+        for batch in batches:
+            metrics.record(batch, times, 4, failed=False)
+        (found,) = (m for m in metrics.collect() if m.name == "labelmux_replica_busy_seconds")
+        return found.samples[0].value
+
+    assert busy_s([Batch([row])]) == 1.0
+    assert busy_s([Batch([row], one_thread=True)] * 4) == 1.0
 
 
 def test_what_serves_is_a_metric_too(serving, tiny_encoder):
