@@ -20,6 +20,10 @@ def test_the_server_has_time_to_drain_before_it_is_killed() -> None:
     assert seconds > settings.shutdown_delay_s + settings.shutdown_grace_s
 
 
+def test_the_server_has_as_many_threads_as_processors() -> None:
+    assert int(SERVER["environment"]["OMP_NUM_THREADS"]) == SERVER["cpus"]
+
+
 def test_both_services_are_without_rights_and_within_limits() -> None:
     for service in (SERVER, PROMETHEUS):
         assert service["read_only"] is True
