@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -313,8 +313,7 @@ class Changes:
             if not self._registry.names_digest(record.digest):
                 self._residency.forget(record.digest)
                 # On a full disk, the file of a refused upload would be in the way of a delete.
-                with suppress(StorageError):
-                    self._store.blobs.remove(record.digest)
+                self._store.drop_unneeded({record.digest})
             raise
         return Uploaded(version, created=not stored)
 

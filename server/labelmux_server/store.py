@@ -220,7 +220,7 @@ class Store:
             found = session.get_one(VersionRow, (task, number))
             note(session, task, "delete", number, found.digest, by)
             session.delete(found)
-        self._drop_unneeded({found.digest})
+        self.drop_unneeded({found.digest})
 
     def delete_task(self, task: str, by: str | None = None) -> None:
         """Forget a task and all its versions."""
@@ -232,7 +232,7 @@ class Store:
                 session.execute(delete(kind).where(kind.task == task))
             session.execute(delete(TaskRow).where(TaskRow.name == task))
             digests = {row.digest for row in found}
-        self._drop_unneeded(digests)
+        self.drop_unneeded(digests)
 
     def trials(self) -> list[TrialRecord]:
         """The trials of all tasks."""
@@ -298,8 +298,11 @@ class Store:
         with self._reading() as session:
             return set(session.scalars(select(VersionRow.digest)))
 
-    def _drop_unneeded(self, digests: set[str]) -> None:
-        """The change is done by now: what cannot be removed is left for the next start's sweep."""
+    def drop_unneeded(self, digests: set[str]) -> None:
+        """Remove those of these files that no version needs.
+
+        No change hangs on it: what cannot be removed is left for the next start's sweep.
+        """
         try:
             for digest in digests - self.needed_digests():
                 self.blobs.remove(digest)

@@ -13,6 +13,7 @@ from labelmux_adapters.errors import AdapterError, CanaryMismatchError, ForeignE
 from labelmux_adapters.files import read_adapter, write_adapter
 from labelmux_server.blobs import Blobs, digest_of
 from labelmux_server.changes import Changes, UploadLimits
+from labelmux_server.database import VersionRow
 from labelmux_server.errors import (
     AdapterDamagedError,
     DigestMismatchError,
@@ -152,6 +153,29 @@ def test_an_upload_that_fails_half_way_changes_nothing(
     assert digest_of(adapter_bytes(seed=1)) not in world.store.blobs
     monkeypatch.undo()
     assert world.changes.upload("t", adapter_bytes(seed=1)).version.number == 2
+
+
+def test_a_refused_upload_leaves_the_file_of_a_task_that_does_not_serve(
+    open_world, adapter_bytes, foreign, monkeypatch
+):
+    world = open_world()
+    world.changes.upload("t", adapter_bytes(seed=0))
+    world.changes.upload("t", adapter_bytes(seed=1))
+    other = digest_of(foreign)
+    world.store.blobs.put(other, foreign)
+    world.store.put_manifest(other, read_adapter(foreign).manifest)
+    with world.store._change() as session:
+        session.get_one(VersionRow, ("t", 2)).digest = other
+    world = open_world()
+    assert world.active() == {}
+
+    def no_space(*_):
+        raise DiskFullError("no space left")
+
+    monkeypatch.setattr(world.store, "add_version", no_space)
+    with pytest.raises(DiskFullError):
+        world.changes.upload("u", adapter_bytes(seed=0))
+    assert digest_of(adapter_bytes(seed=0)) in world.store.blobs
 
 
 def test_a_blob_is_durable_before_its_row_and_the_row_before_the_pointer(
@@ -354,8 +378,6 @@ def test_adapters_of_another_encoder_wait_untouched_for_theirs(
     other = digest_of(foreign)
     world.store.blobs.put(other, foreign)
     with world.store._change() as session:
-        from labelmux_server.database import VersionRow
-
         session.get_one(VersionRow, ("t", 1)).digest = other
     world.store.put_manifest(other, read_adapter(foreign).manifest)
     with caplog.at_level(logging.ERROR):
