@@ -30,6 +30,11 @@ _ADMIN_KEY = re.compile(r"(?!sha256:)[!-~]+|sha256:[0-9a-fA-F]{64}")
 
 _URL = re.compile(r"https?://[^/\s]+")
 
+#: Kubernetes gives each pod the address of every Service, by its name: LABELMUX_PORT for labelmux.
+_SERVICE_LINK = (
+    "; Kubernetes sets this for a Service called labelmux: give the pod enableServiceLinks: false"
+)
+
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
@@ -398,7 +403,9 @@ def _read(source: str, value: object, kind: Any) -> Any:
         try:
             return target(value)
         except ValueError as error:
-            raise SettingsError(f"{source} is {value!r}; it takes a number") from error
+            whole = "a whole number" if target is int else "a number"
+            hint = _SERVICE_LINK if value.startswith("tcp://") else ""
+            raise SettingsError(f"{source} is {value!r}; it takes {whole}{hint}") from error
     return Path(value) if target is Path else value
 
 

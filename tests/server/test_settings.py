@@ -95,3 +95,10 @@ def test_every_setting_has_a_flag_an_environment_name_and_help():
         assert knob.help.endswith(".")
         assert f"`{knob.flag}`" in table
         assert f"`{knob.env}`" in table
+
+
+def test_the_address_of_a_kubernetes_service_is_known_for_what_it_is():
+    with pytest.raises(SettingsError, match="enableServiceLinks: false"):
+        Settings.from_sources({}, {"LABELMUX_PORT": "tcp://10.0.0.5:8000"})
+    with pytest.raises(SettingsError, match=r"it takes a whole number$"):
+        Settings.from_sources({}, {"LABELMUX_PORT": "8e3"})
