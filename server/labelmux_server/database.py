@@ -185,6 +185,9 @@ def _create(engine: Engine, state_dir: Path) -> None:
     with Session(engine) as session, session.begin():
         found = session.scalar(select(FactRow.value).where(FactRow.name == "schema"))
         if found is None:
+            if any((state_dir / "blobs").glob("sha256/*/*")):
+                # It is there before the first file. As a new one, it would lose them to a sweep.
+                raise unreadable(state_dir, "it is missing or empty, though there are adapters")
             session.add(FactRow(name="schema", value=SCHEMA))
         elif found != SCHEMA:
             raise StateError(

@@ -105,6 +105,21 @@ def test_a_damaged_database_is_refused_with_advice(tmp_path):
         Store(tmp_path)
 
 
+@pytest.mark.parametrize("left", ["nothing", "an empty file", "the file without its log"])
+def test_a_lost_database_is_refused_while_there_are_adapters(tmp_path, left):
+    store = Store(tmp_path)
+    store.blobs.put(digest_of(b"x"), b"x")
+    alone = (tmp_path / "labelmux.sqlite").read_bytes()
+    store.close()
+    for path in tmp_path.glob("labelmux.sqlite*"):
+        path.unlink()
+    if left != "nothing":
+        (tmp_path / "labelmux.sqlite").write_bytes(b"" if left == "an empty file" else alone)
+    for _ in range(2):
+        with pytest.raises(StateError, match=r"missing or empty.*restore it from a backup"):
+            Store(tmp_path)
+
+
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StateError, match="cannot be used"):
