@@ -71,11 +71,11 @@ def load_encoder(
     config = EncoderConfig.from_checkpoint(_read_json(folder / "config.json"))
     state = _select(str(folder), config, _read_state(folder, cache_dir))
     tokenizer = Tokenizer.from_folder(folder)
-    name = source if source == BUNDLED or folder.name != Path(source).name else folder.name
     fingerprint = fingerprint_of(config, state, tokenizer)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return LoadedEncoder(name, FrozenEncoder(config, state, fingerprint, device, dtype), tokenizer)
+    encoder = FrozenEncoder(config, state, fingerprint, device, dtype)
+    return LoadedEncoder(_name(source, folder), encoder, tokenizer)
 
 
 def read_checkpoint(source: str) -> tuple[EncoderConfig, dict[str, Tensor]]:
@@ -172,6 +172,14 @@ def _locate(source: str) -> Path:
             source, "there is no such folder", "give a folder, a hub id, or 'bundled'"
         )
     return _download(source)
+
+
+def _name(source: str, folder: Path) -> str:
+    if source == BUNDLED or folder.name != Path(source).name:
+        return source
+    if folder.name in ("", ".."):  # "." has no name, and an adapter's manifest needs one
+        return folder.resolve().name or source
+    return folder.name
 
 
 def _download(hub_id: str) -> Path:

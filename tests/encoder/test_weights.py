@@ -237,6 +237,14 @@ def test_a_damaged_folder_is_named(
         load_encoder(str(folder))
 
 
+@pytest.mark.parametrize("source", [".", "./", "../encoder", "../encoder/."])
+def test_an_encoder_has_its_folders_name_however_it_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    monkeypatch.chdir(folder)
+    assert load_encoder(source).name == "encoder"
+
+
 def test_missing_and_misshapen_tensors_are_named(folder: Path) -> None:
     state = load_file(folder / "model.safetensors")
     name = "encoder.layer.1.output.dense.weight"
