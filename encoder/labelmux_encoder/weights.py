@@ -271,13 +271,22 @@ def _read_bin(folder: Path, parts: list[Path], cache_dir: Path | None) -> dict[s
     cache = cache_dir or Path.home() / ".cache" / "labelmux"
     places = (folder / CONVERTED_NAME, cache / f"{key}-{CONVERTED_NAME}")
     for place in places:
-        if place.is_file():
-            with safe_open(place, framework="pt") as file:
-                if (file.metadata() or {}).get("labelmux.source") == stamp:
-                    return _read_safetensors(place)
+        if place.is_file() and (converted := _read_conversion(place, stamp)) is not None:
+            return converted
     state = _merge(_load_bin(part) for part in parts)
     _save_conversion(state, stamp, places)
     return state
+
+
+def _read_conversion(place: Path, stamp: str) -> dict[str, Tensor] | None:
+    """None where it is of other weights, or damaged: then it is made again."""
+    try:
+        with safe_open(place, framework="pt") as file:
+            if (file.metadata() or {}).get("labelmux.source") != stamp:
+                return None
+        return _read_safetensors(place)
+    except (OSError, SafetensorError, CheckpointError):
+        return None
 
 
 def load_plain(path: Path) -> Any:

@@ -137,6 +137,20 @@ def test_the_conversion_goes_to_the_cache_where_the_folder_cannot_be_written(
     assert second.encoder.fingerprint == first.encoder.fingerprint
 
 
+@pytest.mark.parametrize("kept_bytes", [0, 5, 5000])
+def test_a_damaged_conversion_is_made_again(
+    folder: Path, tiny_encoder: LoadedEncoder, kept_bytes: int
+) -> None:
+    to_bin(folder)
+    load_encoder(str(folder))
+    converted = folder / CONVERTED_NAME
+    whole = converted.read_bytes()
+    converted.write_bytes(whole[:kept_bytes])
+    again = load_encoder(str(folder))
+    assert again.encoder.fingerprint == tiny_encoder.encoder.fingerprint
+    assert len(converted.read_bytes()) == len(whole)
+
+
 def test_a_bin_that_would_run_code_is_refused(folder: Path) -> None:
     class Hostile:
         def __reduce__(self) -> tuple[object, tuple[str, ...]]:
