@@ -123,6 +123,18 @@ def test_a_damaged_entry_is_made_again(counting: LoadedEncoder, tmp_path: Path, 
     assert torch.equal(cache.features(counting, TEXTS, 64).values, whole)
 
 
+@pytest.mark.parametrize("name", ["values.npy", "rows.npy", "entry.json"])
+def test_an_entry_that_lacks_a_file_is_made_again(
+    counting: LoadedEncoder, tmp_path: Path, name: str
+) -> None:
+    cache = FeatureCache(tmp_path)
+    whole = cache.features(counting, TEXTS, 64).values.clone()
+    (next(cache.folder.iterdir()) / name).unlink()
+    assert torch.equal(cache.features(counting, TEXTS, 64).values, whole)
+    (entry,) = cache.folder.iterdir()
+    assert {path.name for path in entry.iterdir()} == {"values.npy", "rows.npy", "entry.json"}
+
+
 def test_leftovers_of_dead_runs_are_removed_once_old(
     counting: LoadedEncoder, tmp_path: Path
 ) -> None:

@@ -225,14 +225,16 @@ def _entry_name(loaded: LoadedEncoder, texts: Sequence[TextInput], max_tokens: i
 
 def _open_entry(entry: Path) -> Features | None:
     """The entry if it is there and whole."""
+    if not entry.is_dir():
+        return None
     try:
         # Copy-on-write rather than read-only: torch wants writable memory, and nobody writes.
         values = np.load(entry / "values.npy", mmap_mode="c", allow_pickle=False)
         rows = np.load(entry / "rows.npy", allow_pickle=False)
         said = json.loads((entry / "entry.json").read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, EOFError):  # damaged from outside: as good as absent
+    except (OSError, ValueError, EOFError):
+        # Damaged from outside, or short of a file that something which clears caches took: as good
+        # as absent, and what stays would keep a new entry from its place.
         shutil.rmtree(entry, ignore_errors=True)
         return None
     return Features(
