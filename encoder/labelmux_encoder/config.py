@@ -88,7 +88,7 @@ class EncoderConfig:
             raise UnsupportedEncoderError(
                 "hidden_size", hidden_size, f"a multiple of num_attention_heads ({num_heads})"
             )
-        head_size = int(raw.get("attention_head_size") or hidden_size // num_heads)
+        head_size = _whole(raw, "attention_head_size", 0) or hidden_size // num_heads
         if head_size * num_heads != hidden_size:
             raise UnsupportedEncoderError(
                 "attention_head_size",
@@ -96,33 +96,33 @@ class EncoderConfig:
                 f"hidden_size / heads = {hidden_size // num_heads}",
             )
         max_tokens = _positive(raw, "max_position_embeddings", 512)
-        max_relative = int(raw.get("max_relative_positions", -1))
+        max_relative = _whole(raw, "max_relative_positions", -1)
         terms = _position_terms(raw.get("pos_att_type"))
         biased = bool(raw.get("position_biased_input", True))
         return cls(
             vocab_size=_positive(raw, "vocab_size", 128100),
             hidden_size=hidden_size,
-            embedding_size=int(raw.get("embedding_size") or hidden_size),
+            embedding_size=_whole(raw, "embedding_size", 0) or hidden_size,
             num_layers=_positive(raw, "num_hidden_layers", 24),
             num_heads=num_heads,
             head_size=head_size,
             intermediate_size=_positive(raw, "intermediate_size", 6144),
             hidden_act=_activation(raw, "hidden_act", "gelu"),
-            layer_norm_eps=float(raw.get("layer_norm_eps", 1e-7)),
+            layer_norm_eps=_small(raw, "layer_norm_eps", 1e-7),
             max_tokens=max_tokens,
             position_embeddings=max_tokens if biased else 0,
-            type_vocab_size=int(raw.get("type_vocab_size", 0)),
+            type_vocab_size=_whole(raw, "type_vocab_size", 0),
             relative_attention=bool(raw.get("relative_attention", False)),
-            position_buckets=max(0, int(raw.get("position_buckets", -1))),
+            position_buckets=_buckets(raw),
             max_relative_positions=max_relative if max_relative >= 1 else max_tokens,
             c2p="c2p" in terms,
             p2c="p2c" in terms,
             share_att_key=bool(raw.get("share_att_key", False)),
             normalise_relative_table="layer_norm" in str(raw.get("norm_rel_ebd", "none")).lower(),
             conv_kernel_size=_convolution_width(raw),
-            conv_groups=int(raw.get("conv_groups", 1)),
+            conv_groups=_whole(raw, "conv_groups", 1),
             conv_act=_activation(raw, "conv_act", "tanh"),
-            pad_token_id=int(raw.get("pad_token_id") or 0),
+            pad_token_id=_whole(raw, "pad_token_id", 0),
         )
 
 
@@ -150,10 +150,19 @@ def _position_terms(raw: object) -> frozenset[str]:
 
 
 def _convolution_width(raw: Mapping[str, Any]) -> int:
-    width = max(0, int(raw.get("conv_kernel_size") or 0))
+    width = max(0, _whole(raw, "conv_kernel_size", 0))
     if width and width % 2 == 0:
         raise UnsupportedEncoderError("conv_kernel_size", width, "an odd width")
+    if width and _whole(raw, "conv_groups", 1) < 1:
+        raise UnsupportedEncoderError("conv_groups", raw["conv_groups"], "a whole number above 0")
     return width
+
+
+def _buckets(raw: Mapping[str, Any]) -> int:
+    buckets = max(0, _whole(raw, "position_buckets", -1))
+    if buckets == 1:
+        raise UnsupportedEncoderError("position_buckets", buckets, "2 or more, or none (-1)")
+    return buckets
 
 
 def _positive(raw: Mapping[str, Any], field: str, default: int) -> int:
@@ -161,6 +170,25 @@ def _positive(raw: Mapping[str, Any], field: str, default: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UnsupportedEncoderError(field, value, "a whole number above 0")
     return value
+
+
+def _whole(raw: Mapping[str, Any], field: str, default: int) -> int:
+    """Null is as good as absent: the numbers that mean nothing to most checkpoints may be it."""
+    value = raw.get(field)
+    if value is None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise UnsupportedEncoderError(field, value, "a whole number")
+    return value
+
+
+def _small(raw: Mapping[str, Any], field: str, default: float) -> float:
+    value = raw.get(field)
+    if value is None:
+        return default
+    if not isinstance(value, int | float) or not 0 <= value < 1:
+        raise UnsupportedEncoderError(field, value, "a number from 0 to 1")
+    return float(value)
 
 
 def _activation(raw: Mapping[str, Any], field: str, default: str) -> str:

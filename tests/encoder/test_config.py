@@ -62,6 +62,13 @@ def test_terms_as_a_list_or_a_string_give_equal_configs() -> None:
         ({"attention_head_size": 32}, "attention_head_size", "64"),
         ({"num_hidden_layers": 0}, "num_hidden_layers", "above 0"),
         ({"vocab_size": "many"}, "vocab_size", "whole number"),
+        ({"type_vocab_size": "two"}, "type_vocab_size", "whole number"),
+        ({"max_relative_positions": [512]}, "max_relative_positions", "whole number"),
+        ({"position_buckets": float("inf")}, "position_buckets", "whole number"),
+        ({"position_buckets": 1}, "position_buckets", "2 or more"),
+        ({"conv_kernel_size": 3, "conv_groups": 0}, "conv_groups", "above 0"),
+        ({"layer_norm_eps": "tiny"}, "layer_norm_eps", "number"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps", "number"),
     ],
 )
 def test_what_cannot_be_run_is_refused_by_name(
@@ -71,3 +78,16 @@ def test_what_cannot_be_run_is_refused_by_name(
         EncoderConfig.from_checkpoint(V3_BASE | change)
     assert caught.value.field == field
     assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *("attention_head_size", "embedding_size", "layer_norm_eps", "max_relative_positions"),
+        *("position_buckets", "type_vocab_size", "conv_kernel_size", "pad_token_id"),
+    ],
+)
+def test_a_null_is_as_good_as_nothing(field: str) -> None:
+    absent = {name: value for name, value in V3_BASE.items() if name != field}
+    config = EncoderConfig.from_checkpoint(absent)
+    assert EncoderConfig.from_checkpoint(absent | {field: None}) == config
