@@ -20,7 +20,7 @@ from labelmux_training.options import TrainOptions
 from labelmux_training.outputs import write_file
 from labelmux_training.progress import NoProgress
 from labelmux_training.serving import serve_texts
-from labelmux_training.settings import TrainerSettings
+from labelmux_training.settings import TrainerSettings, settings_for
 from labelmux_training.sizes import choose_sizes, share
 from labelmux_training.train import TrainResult, train
 
@@ -297,3 +297,25 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_file(path, "not bytes")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("method", ["ytuning", "lora"])
+def test_a_step_on_rows_without_a_word_that_is_read_teaches_nothing(
+    tiny_encoder: LoadedEncoder, tiny_encoder_folder: Path, tmp_path: Path, method: str
+) -> None:
+    row = {"tokens": ["the", "soup", "was", "cold"], "tags": ["O", "B-meal", "O", "O"]}
+    unseen = {"tokens": ["\u200b"], "tags": ["O"]}  # no token covers a space without width
+    rows = [row | {"tokens": [*row["tokens"][:3], end]} for end in ("cold", "warm", "slow", "good")]
+    path = tmp_path / "meals.jsonl"
+    path.write_text("\n".join(json.dumps(item) for item in (*rows, unseen)))
+    options = TrainOptions(
+        task="meals",
+        train=path,
+        dev=path,
+        out=tmp_path / "meals.safetensors",
+        encoder=str(tiny_encoder_folder),
+        cache_dir=tmp_path / "cache",
+        method=method,
+        settings=settings_for(method, epochs=1, least_steps=0, batch_rows=1),
+    )
+    assert train(options, tiny_encoder).dev.rows == 5

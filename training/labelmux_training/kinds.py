@@ -281,8 +281,10 @@ class Tokens(Kind):
     def loss(
         self, logits: Tensor, gold: WordTags, rows: Indices, settings: TrainerSettings
     ) -> Tensor:
-        """Cross-entropy over words."""
+        """Cross-entropy over words; 0 where no word has a token."""
         wanted = torch.from_numpy(gold.targets(rows, logits.shape[1]))
+        if bool((wanted == _NO_TAG).all()):
+            return 0 * logits.sum()
         return functional.cross_entropy(
             logits.flatten(0, 1),
             wanted.flatten(),
