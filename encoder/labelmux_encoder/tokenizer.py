@@ -91,6 +91,13 @@ class Tokenizer:
         """An equal tokenizer that another thread may use."""
         return Tokenizer(tokenizers.Tokenizer.from_str(self._source))
 
+    def largest_id(self) -> int:
+        """Of the tokens that rows can have; special ones that no row is given do not count."""
+        added = self._backend.get_added_tokens_decoder()
+        special = {index for index, token in added.items() if token.special}
+        given = chain.from_iterable(row.token_ids for row in self.encode(_PROBES, 512))
+        return max(chain(given, set(self._backend.get_vocab().values()) - special))
+
     def encode(
         self, texts: Sequence[TextInput], max_tokens: int, *, offsets: bool = False
     ) -> list[TokenRow]:

@@ -70,7 +70,7 @@ def load_encoder(
     folder = _locate(source)
     config = EncoderConfig.from_checkpoint(_read_json(folder / "config.json"))
     state = _select(str(folder), config, _read_state(folder, cache_dir))
-    tokenizer = Tokenizer.from_folder(folder)
+    tokenizer = _read_tokenizer(folder, config)
     fingerprint = fingerprint_of(config, state, tokenizer)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -244,6 +244,19 @@ def _shards(index: Path) -> list[str]:
         if Path(name).name != name or not (index.parent / name).is_file():
             raise CheckpointError(str(index.parent), f"shard {name!r} is missing", "add the file")
     return names
+
+
+def _read_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
+    tokenizer = Tokenizer.from_folder(folder)
+    # A text with a token that has no embedding would fail all the texts of its batch.
+    if (largest := tokenizer.largest_id()) >= config.vocab_size:
+        raise CheckpointError(
+            str(folder),
+            f"the tokenizer has a token of id {largest}, the encoder embeddings for "
+            f"{config.vocab_size}",
+            "give the tokenizer that belongs to the weights",
+        )
+    return tokenizer
 
 
 def _merge(parts: Any) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -248,6 +249,18 @@ def test_a_damaged_folder_is_named(
 ) -> None:
     damage(folder)
     with pytest.raises(CheckpointError, match=message):
+        load_encoder(str(folder))
+
+
+def test_a_tokenizer_with_tokens_that_have_no_embedding_is_refused(folder: Path) -> None:
+    path = str(folder / "tokenizer.json")
+    backend = tokenizers.Tokenizer.from_file(path)
+    backend.add_special_tokens(["[NEVER]"])  # beyond the embeddings, and given to no row
+    backend.save(path)
+    load_encoder(str(folder))
+    backend.add_tokens(["<user>"])
+    backend.save(path)
+    with pytest.raises(CheckpointError, match=r"token of id \d+, the encoder embeddings for \d+"):
         load_encoder(str(folder))
 
 
