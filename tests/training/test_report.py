@@ -56,3 +56,8 @@ def test_many_labels_make_a_page_too() -> None:
     found = page(labels, [f"text {index}" for index in range(300)])
     assert all(label in found for label in labels)
     assert len(found) < 1_500_000
+
+
+def test_labels_in_any_script_make_a_page_without_a_warning() -> None:
+    found = page(("漢字", "🙂"), [f"text {index}" for index in range(8)])
+    assert "漢字" in found
