@@ -299,6 +299,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_an_encoders_name_of_any_length_ends_no_training(
+    options: TrainOptions, tiny_encoder: LoadedEncoder
+) -> None:
+    longer = LoadedEncoder("e" * 230, tiny_encoder.encoder, tiny_encoder.tokenizer)
+    assert train(options, longer).adapter.manifest.encoder == "e" * 200
+
+
 @pytest.mark.parametrize("method", ["ytuning", "lora"])
 def test_a_step_on_rows_without_a_word_that_is_read_teaches_nothing(
     tiny_encoder: LoadedEncoder, tiny_encoder_folder: Path, tmp_path: Path, method: str

@@ -12,7 +12,7 @@ from torch import Tensor
 from labelmux_adapters.canaries import serve_logits
 from labelmux_adapters.files import Adapter, read_adapter, write_adapter
 from labelmux_adapters.kinds import Pooling, TaskKind
-from labelmux_adapters.manifest import Calibration, Canary, Manifest
+from labelmux_adapters.manifest import MAX_NAME_CHARS, Calibration, Canary, Manifest
 from labelmux_encoder.tokenizer import TextInput
 from labelmux_encoder.weights import LoadedEncoder
 
@@ -70,7 +70,7 @@ class Assembly:
             method=self.method,
             sizes=dict(self.sizes),
             pooling=self.pooling,
-            encoder=self.loaded.name,
+            encoder=self.loaded.name[:MAX_NAME_CHARS],
             encoder_fingerprint=self.loaded.encoder.fingerprint,
             max_tokens=self.max_tokens,
             pair=self.pair,
