@@ -400,5 +400,7 @@ def test_a_damaged_folder_says_which_file_and_what_to_do(bases, folder):
 def test_canary_texts_are_checked(bases, folder):
     with pytest.raises(TooFewRowsError, match=r"t.txt: 1 different texts, at least 4"):
         imported(folder, bases["SEQ_CLS", False], texts=("one", "one"), texts_path=Path("t.txt"))
+    with pytest.raises(TooFewRowsError, match=r"t.txt: 0 different texts, at least 4"):
+        imported(folder, bases["SEQ_CLS", False], texts=(), texts_path=Path("t.txt"))
     with pytest.raises(OptionsError, match="max-tokens: 65, not 4 to 64"):
         imported(folder, bases["SEQ_CLS", False], max_tokens=65)

@@ -101,9 +101,7 @@ def import_peft(options: ImportOptions) -> ImportResult:
         max_tokens=max_tokens,
         pair=options.pair,
         data_digest=folder.digest,
-        canaries=chooser.choose(
-            options.texts or _neutral(options.pair), options.texts_path or options.folder
-        ),
+        canaries=chooser.choose(_texts(options), options.texts_path or options.folder),
         kind=kind,
         pooling=None if kind == "token" else "first",
         stored_as=torch.float32,
@@ -123,6 +121,12 @@ def _max_tokens(asked: int | None, limit: int) -> int:
     if asked is not None and not 4 <= asked <= limit:
         raise OptionsError("max-tokens", f"{asked}, not 4 to {limit}", "give one of these")
     return min(DEFAULT_MAX_TOKENS, limit) if asked is None else asked
+
+
+def _texts(options: ImportOptions) -> Sequence[TextInput]:
+    if options.texts or options.texts_path is not None:  # a file may have none
+        return options.texts
+    return _neutral(options.pair)
 
 
 def _neutral(pair: bool) -> Sequence[TextInput]:
