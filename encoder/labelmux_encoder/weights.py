@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import pickle
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,11 @@ from labelmux_encoder.tokenizer import Tokenizer
 BUNDLED = "bundled"
 #: The conversion of a ``.bin``, beside it or in the cache.
 CONVERTED_NAME = "labelmux-encoder.safetensors"
+#: What torch raises for a file of ``torch.save``'s that is cut short or changed.
+_UNREADABLE = (
+    *(OSError, RuntimeError, EOFError, pickle.UnpicklingError, struct.error),
+    *(LookupError, ValueError, TypeError, AttributeError, AssertionError),
+)
 _CHECK_CONFIG = "check that config.json belongs to the weights"
 _HUB_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "spm.model")
 _HUB_BIN_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
@@ -312,7 +318,7 @@ def load_plain(path: Path) -> Any:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(
             str(path.parent),
             f"{path.name} cannot be read as plain tensors ({type(error).__name__})",

@@ -21,6 +21,7 @@ from labelmux_encoder.weights import (
     LoadedEncoder,
     bundled_folder,
     load_encoder,
+    load_plain,
     read_checkpoint,
 )
 
@@ -136,6 +137,22 @@ def test_the_conversion_goes_to_the_cache_where_the_folder_cannot_be_written(
     monkeypatch.setattr(torch, "load", None)
     second = load_encoder(str(folder), cache_dir=cache)
     assert second.encoder.fingerprint == first.encoder.fingerprint
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_damaged_bin_is_named_however_it_is_damaged(folder: Path, zipped: bool) -> None:
+    state = {"deberta.embeddings.LayerNorm.bias": torch.zeros(32)}
+    damaged = folder / "pytorch_model.bin"
+    torch.save(state, damaged, _use_new_zipfile_serialization=zipped)
+    whole = damaged.read_bytes()
+    for at in range(0, len(whole), 7):
+        for data in (whole[:at], whole[:at] + b"\x80" + whole[at + 1 :]):
+            damaged.write_bytes(data)
+            try:
+                load_plain(damaged)
+            except CheckpointError as error:
+                assert "pytorch_model.bin cannot be read" in str(error)
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 5, 5000])
