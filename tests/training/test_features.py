@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -156,6 +157,31 @@ def test_a_full_disk_is_found_before_encoding(
     with pytest.raises(CacheSpaceError, match="another cache folder"):
         FeatureCache(tmp_path).features(counting, TEXTS, 64)
     assert counting.encoder.passes == 0
+
+
+def test_the_disks_space_is_taken_before_encoding(counting: LoadedEncoder, tmp_path: Path) -> None:
+    def look() -> None:
+        (values,) = cache.folder.glob("*.tmp/values.npy")
+        found = values.stat()
+        assert found.st_blocks * 512 >= found.st_size > 0
+
+    cache = FeatureCache(tmp_path)
+    counting.encoder.before_pass = look
+    cache.features(counting, TEXTS, 64)
+    assert counting.encoder.passes == 1
+
+
+def test_a_disk_that_another_run_filled_meanwhile_is_named(
+    counting: LoadedEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module.os, "posix_fallocate", full)
+    cache = FeatureCache(tmp_path)
+    with pytest.raises(CacheSpaceError, match="another cache folder"):
+        cache.features(counting, TEXTS, 64)
+    assert (counting.encoder.passes, list(cache.folder.iterdir())) == (0, [])
 
 
 def test_batches_keep_to_the_budget_and_cover_all_rows() -> None:

@@ -9,6 +9,7 @@ any time.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -272,6 +273,7 @@ def _compute(
     values = np.lib.format.open_memmap(
         folder / "values.npy", mode="w+", dtype=np.float16, shape=shape
     )
+    _reserve(folder / "values.npy")
     progress.start(stage, total=shape[0], unit="tokens")
     for batch in by_length(lengths, PASS_TOKENS):
         features = loaded.encoder(pack_rows([rows[index] for index in batch]))
@@ -299,3 +301,16 @@ def _check_space(folder: Path, needed_bytes: int) -> None:
     free_bytes = shutil.disk_usage(folder).free
     if needed_bytes > free_bytes:
         raise CacheSpaceError(folder.parent, needed_bytes, free_bytes)
+
+
+def _reserve(path: Path) -> None:
+    """Take the space of a mapped file: where there is none as it is written, the process dies."""
+    needed_bytes = path.stat().st_size
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, needed_bytes)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            free_bytes = shutil.disk_usage(path).free
+            raise CacheSpaceError(path.parent.parent, needed_bytes, free_bytes) from error
