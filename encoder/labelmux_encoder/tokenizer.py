@@ -226,8 +226,7 @@ def _without_special_pieces(backend: tokenizers.Tokenizer) -> pre_tokenizers.Pre
 def _from_sentencepiece(folder: Path) -> tokenizers.Tokenizer:
     from transformers import DebertaV2Tokenizer
 
-    settings = folder / "tokenizer_config.json"
-    raw: dict[str, Any] = json.loads(settings.read_text()) if settings.is_file() else {}
+    raw = _settings(folder)
     kept = {key: raw[key] for key in ("do_lower_case", "split_by_punct") if key in raw}
     try:
         built = DebertaV2Tokenizer.from_pretrained(folder, local_files_only=True, **kept)
@@ -237,3 +236,16 @@ def _from_sentencepiece(folder: Path) -> tokenizers.Tokenizer:
         ) from error
     backend: tokenizers.Tokenizer = built.backend_tokenizer
     return tokenizers.Tokenizer.from_str(backend.to_str())
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            str(folder), f"{path.name} cannot be read ({error})", "replace the file"
+        ) from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(str(folder), f"{path.name} is not an object", "replace the file")
+    return raw

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -139,6 +140,16 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):
+        Tokenizer.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize("said", [b"{", b"[]", b"null", b"\xff"])
+def test_damaged_settings_of_a_tokenizer_are_named(
+    spm_folder: Path, tmp_path: Path, said: bytes
+) -> None:
+    shutil.copy(spm_folder / "spm.model", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_bytes(said)
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json (cannot be read|is not an)"):
         Tokenizer.from_folder(tmp_path)
 
 
