@@ -159,3 +159,14 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataFileError, match=problem):
             read_rows(path)
+
+
+def test_a_token_of_a_conll_file_keeps_its_own_spaces(tmp_path: Path) -> None:
+    path = tmp_path / "sums.conll"
+    path.write_bytes("about  O\n10\u00a0000 B-sum\r\neuros O \n\n5\u3000000\tB-sum\r\n".encode())
+    first, second = read_rows(path).rows
+    assert (first.text, first.labels) == (
+        "about 10\u00a0000 euros",
+        ("O", "B-sum", "I-sum", "O"),
+    )
+    assert (second.text, second.labels) == ("5\u3000000", ("B-sum", "I-sum"))

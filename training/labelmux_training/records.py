@@ -143,7 +143,9 @@ def _table(path: Path, content: str, kind: str) -> Iterator[Record]:
 def _conll(path: Path, content: str) -> Iterator[Record]:
     start, tokens, tags = 0, list[str](), list[str]()
     for line, raw in enumerate((*content.split("\n"), ""), start=1):
-        fields = raw.split("\t") if "\t" in raw else raw.split()
+        # Blanks alone: a token may hold another space, such as the one that does not break a line.
+        parts = [part for part in raw.rstrip("\r").split(" ") if part]
+        fields = raw.split("\t") if "\t" in raw else parts
         fields = [] if not raw.strip() or fields[0] == _DOCUMENT else fields
         if not fields and tokens:
             yield start, {"tokens": tokens, "tags": tags}
