@@ -197,6 +197,11 @@ def test_labels_are_those_given_then_the_folders_then_the_encoders(bases, folder
     assert imported(folder, base).adapter.manifest.task_kind == "multi_label"
 
 
+def test_a_label_that_is_no_text_is_named(bases, folder):
+    with pytest.raises(OptionsError, match=r"labels: 'a.udcff' of --labels holds half a character"):
+        imported(folder, bases["SEQ_CLS", False], labels=("a\udcff", "b", "c"))
+
+
 def test_labels_that_nobody_names_are_asked_for(bases, folder, tiny_encoder_folder):
     base = bases["SEQ_CLS", False]
     with pytest.raises(OptionsError, match="labels: 2 names for 3 logits"):

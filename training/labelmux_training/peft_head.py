@@ -111,8 +111,19 @@ def labels_of(
     """The labels in logit order, and where they are from.
 
     Raises:
-        OptionsError: there are none, or not as many as logits.
+        OptionsError: there are none, or not as many as logits, or one is no text.
     """
+    found, source = _named(asked, folder, base, count)
+    for label in found:
+        if any("\ud800" <= character <= "\udfff" for character in label):
+            problem = f"{shown(label)} of {source} holds half a character"
+            raise OptionsError("labels", problem, "give the names in logit order")
+    return found, source
+
+
+def _named(
+    asked: tuple[str, ...] | None, folder: PeftFolder, base: BaseModel, count: int
+) -> tuple[tuple[str, ...], str]:
     if asked is not None:
         if len(asked) != count:
             raise OptionsError("labels", f"{len(asked)} names for {count} logits", "name each one")
