@@ -305,6 +305,8 @@ def _check_space(folder: Path, needed_bytes: int) -> None:
 
 def _reserve(path: Path) -> None:
     """Take the space of a mapped file: where there is none as it is written, the process dies."""
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
     needed_bytes = path.stat().st_size
     with path.open("r+b") as file:
         try:
