@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -83,6 +84,7 @@ class Replica:
         self._part_tokens = padded_tokens if bank.pads else math.inf
         self._longest_batch_s = longest_batch_s
         self._passes = loaded.encoder.shares.passes
+        self._warm = Future[None]()
         self._work = [_Work(helper=number > 0) for number in range(self._passes)]
         self._threads = [
             threading.Thread(
@@ -92,9 +94,11 @@ class Replica:
         ]
 
     def start(self) -> None:
-        """Warm up, then begin to take batches."""
-        self._loaded.encoder.warm_up(_WARM_UP_S)
-        for thread in self._threads:
+        """Warm up, then begin to take batches. What the warm-up raises is raised here."""
+        lead, *helpers = self._threads
+        lead.start()
+        self._warm.result()
+        for thread in helpers:
             thread.start()
 
     async def stop(self) -> None:
@@ -117,6 +121,9 @@ class Replica:
     def _run(self, work: _Work) -> None:
         give_way()
         try:
+            if not work.helper:  # here, since what products compile is kept for each thread
+                self._loaded.encoder.warm_up(_WARM_UP_S)
+                self._warm.set_result(None)
             while (batch := self._batcher.take(helper=work.helper)) is not None:
                 work.since_s = time.monotonic()
                 work.unanswered = [batch]
@@ -124,9 +131,11 @@ class Replica:
                     self._loaded.encoder.use_threads(1 if batch.one_thread else self._passes)
                 self._serve(batch, work)
                 work.since_s = math.inf
-        except BaseException:  # noqa: BLE001 - the thread's end: whoever waits is told
+        except BaseException as error:  # noqa: BLE001 - the thread's end: whoever waits is told
             _log.critical("a thread of the encoder ended", exc_info=True)
             work.ended = True
+            if not self._warm.done():
+                self._warm.set_exception(error)
             for left in (*work.unanswered, Batch(self._batcher.close())):
                 self._loop.call_soon_threadsafe(left.deliver, NotReadyError)
 

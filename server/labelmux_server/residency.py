@@ -66,10 +66,15 @@ class Residency:
     """The adapters in one bank, within a budget. Any thread may call any method."""
 
     def __init__(
-        self, bank: Bank, read: Callable[[Version], Adapter], max_bytes: int, metrics: Metrics
+        self,
+        bank: Bank,
+        read: Callable[[Version], Adapter],
+        max_bytes: int,
+        metrics: Metrics,
+        begin: Callable[[], None] | None = None,
     ) -> None:
         """``read`` gives a version's adapter, on a loader's thread; what it raises is the error of
-        every hold on it."""
+        every hold on it. ``begin`` is called first on each loader's thread."""
         self._bank = bank
         self._read = read
         self._max_bytes = max_bytes
@@ -80,7 +85,7 @@ class Residency:
         self._idle: OrderedDict[str, _Place] = OrderedDict()
         self._bytes = 0
         self._idle_bytes = 0
-        self._pool = ThreadPoolExecutor(_LOADERS, "labelmux-loader")
+        self._pool = ThreadPoolExecutor(_LOADERS, "labelmux-loader", begin)
         self._lookups = self._found = 0
         metrics.watch(
             Reading("resident_adapters", "Adapters in the bank.", lambda: len(self._places)),

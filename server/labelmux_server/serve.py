@@ -21,7 +21,6 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI
 
-from labelmux_encoder.weights import load_encoder
 from labelmux_server import logs
 from labelmux_server.app import create_app
 from labelmux_server.connections import Connection
@@ -70,9 +69,7 @@ def serve(settings: Settings, announce: Announce | None = None) -> None:
     check_exposure(settings)
     _allow_many_connections()
     with _bound(settings) as bound:
-        app = create_app(
-            settings, load_encoder(settings.encoder, device=settings.device, dtype=settings.dtype)
-        )
+        app = create_app(settings)
         server = _Server(app, settings, _url(settings, bound), announce or (lambda _: None))
         uvloop.run(_run(app, server, bound))
 

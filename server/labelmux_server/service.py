@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,7 +34,7 @@ from labelmux_server.residency import Residency
 from labelmux_server.settings import Settings
 from labelmux_server.shadows import Shadows
 from labelmux_server.store import Store
-from labelmux_server.threads import give_way
+from labelmux_server.threads import give_way, in_own_thread
 from labelmux_server.tokenizer_pool import TokenizerPool
 from labelmux_server.turns import Turns
 
@@ -71,7 +72,11 @@ class Service:
         self.rates = Rates(metrics)
         self.library = library = Library(store, self.registry, loaded.encoder)
         self.residency = Residency(
-            self._bank, library.adapter, settings.max_resident_bytes, metrics
+            self._bank,
+            library.adapter,
+            settings.max_resident_bytes,
+            metrics,
+            begin=partial(loaded.encoder.use_threads, 1),
         )
         pins = Pins(self.residency, settings.pin)
         self._changes = Changes(
@@ -157,7 +162,7 @@ class Service:
                 undo.pop_all()
                 return service
 
-        service = await asyncio.to_thread(build)
+        service = await in_own_thread(build)
         await service._warm_up()
         service._turns.start()
         return service

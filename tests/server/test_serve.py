@@ -19,6 +19,7 @@ import uvloop
 from labelmux_encoder.weights import load_encoder
 from labelmux_server import logs
 from labelmux_server import serve as serve_module
+from labelmux_server import service as service_module
 from labelmux_server.__main__ import main
 from labelmux_server.errors import SettingsError
 from labelmux_server.serve import _bound
@@ -224,7 +225,7 @@ def test_a_port_that_is_taken_during_the_start_is_said(
             taken.listen()
             return load_encoder(*args, **kwargs)
 
-        monkeypatch.setattr(serve_module, "load_encoder", taken_meanwhile)
+        monkeypatch.setattr(service_module, "load_encoder", taken_meanwhile)
         settings = Settings(
             port=taken.getsockname()[1],
             state_dir=tmp_path,
