@@ -71,12 +71,14 @@ class LineStream(Response):
         asked: asyncio.Queue[_Asked | None] = asyncio.Queue()
         try:
             async with asyncio.TaskGroup() as group:
-                reading = group.create_task(self._read(receive, group, asked))
+                stopping = group.create_task(self._service.stopping.wait())
+                reading = group.create_task(self._read(receive, stopping, group, asked))
                 # A caller that waits for "100 Continue" gets it when the body is first asked for.
                 await asyncio.sleep(0)
                 await send(self._head())
                 await self._write(send, asked)
                 reading.cancel()
+                stopping.cancel()
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         except* CallerGoneError:
             pass
@@ -86,7 +88,11 @@ class LineStream(Response):
         return {"type": "http.response.start", "status": 200, "headers": headers}
 
     async def _read(
-        self, receive: Receive, group: asyncio.TaskGroup, asked: asyncio.Queue[_Asked | None]
+        self,
+        receive: Receive,
+        stopping: asyncio.Task[bool],
+        group: asyncio.TaskGroup,
+        asked: asyncio.Queue[_Asked | None],
     ) -> None:
         """Ask about each part as soon as there is room; ends when the caller leaves."""
         splitter = Splitter(self._limits.line_bytes)
@@ -94,9 +100,12 @@ class LineStream(Response):
         while more:
             try:
                 async with asyncio.timeout(self._stall_s):
-                    message = await next_message(receive)
+                    message = await _message_before(stopping, receive)
             except TimeoutError:
                 self._cut = BodyStalledError(self._stall_s, progress_bytes=1)
+                break
+            if message is None:
+                self._cut = DrainingError()
                 break
             more = message.get("more_body", False)
             lines = [*splitter.feed(message.get("body", b"")), *(() if more else splitter.end())]
@@ -121,6 +130,16 @@ class LineStream(Response):
         if self._cut is not None:
             last = _line(None, {"error": error_part(self._cut)})
             await send({"type": "http.response.body", "body": last, "more_body": True})
+
+
+async def _message_before(stopping: asyncio.Task[bool], receive: Receive) -> Message | None:
+    """The next part of a body; None if the server stops before one is there."""
+    receiving = asyncio.ensure_future(next_message(receive))
+    try:
+        await asyncio.wait((receiving, stopping), return_when=asyncio.FIRST_COMPLETED)
+        return receiving.result() if receiving.done() else None
+    finally:
+        receiving.cancel()
 
 
 class _Asked:

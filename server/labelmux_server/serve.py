@@ -154,6 +154,7 @@ class _Server(uvicorn.Server):
         asyncio.get_running_loop().call_later(delay_s, self._stop)
 
     def _stop(self) -> None:
+        self._app.state.service.stopping.set()
         self.should_exit = True
 
 

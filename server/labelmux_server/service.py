@@ -63,7 +63,10 @@ class Service:
         self.settings = settings
         self.loaded = loaded
         self.metrics = metrics
+        #: From the signal to stop on: requests should go elsewhere, and are still answered.
         self.draining = False
+        #: Set once no more come: what runs is to end.
+        self.stopping = asyncio.Event()
         self._uploads = 0
         self._bank = Bank.beside(loaded.encoder)
         self.registry = Registry()

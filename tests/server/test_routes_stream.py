@@ -386,6 +386,18 @@ def test_a_server_that_stops_answers_what_it_has_read_and_says_so(calling):
     calling(scenario)
 
 
+def test_a_stream_whose_caller_says_nothing_ends_when_the_server_stops(calling):
+    async def scenario(caller, service):
+        caller.send({"text": "a"})
+        await caller.lines(1)
+        service.stopping.set()
+        (last,) = await caller.lines(1)
+        assert (last["line"], last["error"]["code"]) == (None, "draining")
+        await caller.done
+
+    calling(scenario)
+
+
 def test_a_caller_that_sends_nothing_for_long_is_told_so(calling):
     async def scenario(caller, service):
         caller.send({"text": "a"})
