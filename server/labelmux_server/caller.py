@@ -49,14 +49,22 @@ class Caller(NamedTuple):
         own, usual = self.rights.requests_per_minute, self.settings.max_requests_per_minute
         self.rates.spend(self.name, "requests", 1, usual if own is None else own)
 
-    def spend_tokens(self, tokens: int) -> None:
-        """Count the tokens of a call.
+    def check_tokens(self) -> None:
+        """Return if a call may pass, whatever its tokens.
 
         Raises:
             RateLimitedError
         """
+        self.rates.check(self.name, "tokens", self._tokens_per_minute)
+
+    def spend_tokens(self, tokens: int) -> None:
+        """Count the tokens of a call that passed."""
+        self.rates.count(self.name, "tokens", tokens, self._tokens_per_minute)
+
+    @property
+    def _tokens_per_minute(self) -> int:
         own, usual = self.rights.tokens_per_minute, self.settings.max_tokens_per_minute
-        self.rates.spend(self.name, "tokens", tokens, usual if own is None else own)
+        return usual if own is None else own
 
     @property
     def name(self) -> str:

@@ -121,7 +121,7 @@ class Engine:
         total = sum(distinct.values())
         if total > self._max_tokens:
             raise TooManyTextsError("tokens", total, self._max_tokens)
-        call.caller.spend_tokens(total)
+        call.caller.check_tokens()
         if not rows:
             return Classified(call.columns([]), 0, 0, {"tokenise": tokenise_s})
         glances = []
@@ -131,7 +131,14 @@ class Engine:
             else:
                 call.drop_shadows()
         call.in_flight = True
-        submission = await answered(self._batcher, rows, self._timeout_s, call.settle)
+        submission = await answered(
+            self._batcher,
+            rows,
+            self._timeout_s,
+            call.settle,
+            # What was refused for want of room was not used.
+            lambda: call.caller.spend_tokens(total),
+        )
         self._shadows.follow(glances, submission.answers)
         stages = {
             "tokenise": tokenise_s,

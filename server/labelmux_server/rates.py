@@ -54,13 +54,30 @@ class Rates:
         Raises:
             RateLimitedError: it has to wait.
         """
+        self.check(key, unit, per_minute)
+        self.count(key, unit, amount, per_minute)
+
+    def check(self, key: str, unit: Unit, per_minute: int) -> None:
+        """Return if a key may use anything now.
+
+        Raises:
+            RateLimitedError: it has to wait.
+        """
+        if not per_minute:
+            return
+        wait_s = self._bucket(key, unit, per_minute).wait_s(1.0)
+        if wait_s > 0:
+            self._metrics.record_limited(key, unit)
+            raise RateLimitedError(unit, per_minute, math.ceil(wait_s))
+
+    def count(self, key: str, unit: Unit, amount: int, per_minute: int) -> None:
+        """Count what a key uses, whether it may or not."""
         if per_minute:
-            bucket = self._buckets.get((key, unit, per_minute))
-            if bucket is None:
-                bucket = self._buckets[key, unit, per_minute] = Bucket(per_minute, self._clock)
-            wait_s = bucket.wait_s(1.0)
-            if wait_s > 0:
-                self._metrics.record_limited(key, unit)
-                raise RateLimitedError(unit, per_minute, math.ceil(wait_s))
-            bucket.take(amount)
+            self._bucket(key, unit, per_minute).take(amount)
         self._metrics.record_use(key, unit, amount)
+
+    def _bucket(self, key: str, unit: Unit, per_minute: int) -> Bucket:
+        found = self._buckets.get((key, unit, per_minute))
+        if found is None:
+            found = self._buckets[key, unit, per_minute] = Bucket(per_minute, self._clock)
+        return found

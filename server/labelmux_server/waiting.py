@@ -11,11 +11,18 @@ from labelmux_server.submission import Row, Submission
 
 
 async def answered(
-    batcher: Batcher, rows: Sequence[Row], timeout_s: float, settled: Callable[[], None]
+    batcher: Batcher,
+    rows: Sequence[Row],
+    timeout_s: float,
+    settled: Callable[[], None],
+    queued: Callable[[], None] = lambda: None,
 ) -> Submission:
     """Queue rows and return once each has its answer; whoever is cancelled takes them out again.
 
-    ``settled`` is called once, when none of them waits or runs any more, or none was queued.
+    Args:
+        batcher, rows, timeout_s: what waits, where, and for how long at most.
+        settled: called once, when none of them waits or runs any more, or none was queued.
+        queued: called once they are queued.
 
     Raises:
         OverloadedError: too much waits already.
@@ -35,6 +42,7 @@ async def answered(
         settled()
         raise
     try:
+        queued()
         await done
     finally:
         if submission.remaining:

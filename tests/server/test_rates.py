@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
 
 from labelmux_server.errors import RateLimitedError
@@ -118,6 +121,36 @@ def test_tokens_are_limited_by_key_and_counted_as_answers_count_them(serving, ad
         assert (await client.get("/v1/tasks", headers=headers)).status_code == 200
 
     serving(scenario)
+
+
+def test_a_call_that_finds_the_queue_full_costs_no_tokens(serving, adapter_bytes, gate_replica):
+    texts = [f"{word} {other}" for word in ("train", "coast", "film") for other in ("soup", "dogs")]
+
+    async def scenario(client, service):
+        await client.put("/v1/tasks/t/adapter", content=adapter_bytes())
+        gated = gate_replica(service)
+
+        def ask(*asked: str) -> asyncio.Future[Any]:
+            return asyncio.ensure_future(
+                client.post("/v1/classify", json={"task": "t", "texts": list(asked)})
+            )
+
+        running = ask("bread")
+        async with asyncio.timeout(20):
+            while not gated.entered.is_set():
+                await asyncio.sleep(0)
+            waiting = ask(*texts[:3])
+            while service.batcher.queued_rows < 3:
+                await asyncio.sleep(0)
+            refused = [await ask(*texts[3:]) for _ in range(3)]
+        gated.gate.set()
+        passed = [await running, await waiting, await ask(*texts[3:])]
+        assert [answer.json()["error"]["code"] for answer in refused] == ["overloaded"] * 3
+        used = sum(answer.json()["tokens"] for answer in passed)
+        shown = service.metrics.render().decode()
+        assert metric(shown, 'labelmux_key_tokens_total{key="(anyone)"}') == used
+
+    serving(scenario, max_queue_rows=5, max_client_batch_size=5)
 
 
 def test_an_open_server_counts_everybody_as_one(serving):
