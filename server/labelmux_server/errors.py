@@ -449,10 +449,10 @@ class AdapterDamagedError(UnavailableError):
 
 
 class OutOfMemoryError(UnavailableError):
-    """The device has no memory for the texts."""
+    """The device has no memory for the texts, or for an adapter."""
 
-    def __init__(self) -> None:
-        super().__init__("no memory for these texts; send fewer, or lower max_batch_tokens")
+    def __init__(self, what: str = "these texts; send fewer, or lower max_batch_tokens") -> None:
+        super().__init__(f"no memory for {what}")
 
 
 class NotReadyError(UnavailableError):

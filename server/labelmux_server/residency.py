@@ -16,10 +16,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from labelmux_adapters.bank import Bank, Slot
+from labelmux_adapters.errors import AdapterError
 from labelmux_adapters.files import Adapter
-from labelmux_server.errors import BankFullError
+from labelmux_server.errors import (
+    BankFullError,
+    InternalError,
+    OutOfMemoryError,
+    ServerError,
+)
 from labelmux_server.metrics import Metrics, Reading
 from labelmux_server.registry import Version
+from labelmux_server.replica import is_out_of_memory
 from labelmux_server.statuses import answer_for
 
 _LOADERS = 2
@@ -73,8 +80,8 @@ class Residency:
         metrics: Metrics,
         begin: Callable[[], None] | None = None,
     ) -> None:
-        """``read`` gives a version's adapter, on a loader's thread; what it raises is the error of
-        every hold on it. ``begin`` is called first on each loader's thread."""
+        """``read`` gives a version's adapter, on a loader's thread; a ServerError that it raises is
+        the error of every hold on it. ``begin`` is called first on each loader's thread."""
         self._bank = bank
         self._read = read
         self._max_bytes = max_bytes
@@ -212,7 +219,7 @@ class Residency:
         try:
             slot = self._bank.add(read())
         except Exception as error:  # noqa: BLE001 - whoever waits gets it
-            self._fail(place, error)
+            self._fail(place, _told(error))
             return
         self._metrics.record_load(time.monotonic() - started)
         with self._lock:
@@ -229,3 +236,13 @@ class Residency:
             if self._places.get(place.digest) is place:
                 del self._places[place.digest]
         place.slot.set_exception(error)
+
+
+def _told(error: Exception) -> Exception:
+    """What everyone who waits for a load is told: an error of one task, never of a whole call."""
+    if isinstance(error, ServerError | AdapterError):
+        return error
+    _log.error("a load failed", exc_info=error)
+    if is_out_of_memory(error):
+        return OutOfMemoryError("the adapter; lower max_resident_bytes")
+    return InternalError()

@@ -105,6 +105,32 @@ def test_a_damaged_file_is_told_to_those_who_ask_for_it_alone(serving, stored, t
     serving(scenario)
 
 
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out_of_memory"),
+        (RuntimeError("device on fire"), "internal"),
+    ],
+)
+def test_an_adapter_that_finds_no_place_on_the_device_fails_its_task_alone(
+    serving, stored, monkeypatch, fault, code
+):
+    async def scenario(client, service):
+        await classify(client, "hot")
+
+        def add(_):
+            raise fault
+
+        with monkeypatch.context() as patch:
+            patch.setattr(service._bank, "add", add)
+            found = predictions(await classify(client, "cold", "hot"))
+        assert found["cold"]["error"]["code"] == code
+        assert "labels" in found["hot"]
+        assert "labels" in predictions(await classify(client, "cold"))["cold"]
+
+    serving(scenario)
+
+
 def test_a_load_that_fails_is_told_to_many_in_a_log_of_as_many_lines(
     serving, stored, tmp_path, caplog
 ):

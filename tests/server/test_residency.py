@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from labelmux_server.errors import BankFullError
+from labelmux_server.errors import BankFullError, InternalError
 from labelmux_server.metrics import Metrics
 from labelmux_server.registry import Version
 from labelmux_server.residency import Residency
@@ -183,7 +183,7 @@ def test_a_load_that_fails_fails_its_holds_alone_and_gives_its_room_back(world):
     world.disk.damaged = {"bad"}
     world.use("a", "b")
     hold = world.hold("bad")
-    assert isinstance(hold.slot.exception(), OSError)
+    assert isinstance(hold.slot.exception(), InternalError)
     hold.release()
     world.use("c", "a", "b")
     assert world.residency.resident_bytes == 3 * SIZE
