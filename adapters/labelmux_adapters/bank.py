@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import numpy as np
@@ -114,8 +115,12 @@ class Bank:
                 self._stacks.append(self._stack_of(shape))
                 self._by_shape[shape] = len(self._stacks) - 1
             number = self._by_shape[shape]
-            place = self._stacks[number].add(len(manifest.labels), constants)
-            return Slot(number, place, self._add_edits(manifest, edits) if edits else None)
+            with ExitStack() as undo:
+                place = self._stacks[number].add(len(manifest.labels), constants)
+                undo.callback(self._stacks[number].remove, place)
+                slot = Slot(number, place, self._add_edits(manifest, edits) if edits else None)
+                undo.pop_all()
+            return slot
 
     def remove(self, slot: Slot) -> None:
         """Give a slot back."""

@@ -230,3 +230,21 @@ def test_the_method_that_the_documentation_adds_is_served(
         assert np.abs(found[1] - expected).max() < TOLERANCE
     finally:
         METHODS.pop("ssf")
+
+
+def test_an_adapter_whose_edits_find_no_memory_leaves_nothing_in_the_bank(
+    tiny_encoder: LoadedEncoder, make_adapter: MakeAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = Bank.beside(tiny_encoder.encoder)
+    adapter = make_adapter(method="pasta")
+
+    def full(*_: object) -> int:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EditStack, "add", full)
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="allocate"):
+                bank.add(adapter)
+    # Low places are taken first.
+    assert bank.add(adapter).place == 0
