@@ -66,7 +66,9 @@ class Library:
         try:
             yield
         except (DamagedBlobError, AdapterError) as error:
-            if not self._registry.names_digest(version.digest):
+            # A delete commits, removes the file, and only then takes the version from the registry.
+            named = self._registry.names_digest(version.digest)
+            if not (named and self._store.needs(version.digest)):
                 raise VersionNotFoundError(version.task, version.number) from error
             # A file that could not be read may be whole: there may be no handles left.
             if not isinstance(error.__cause__, OSError):

@@ -293,6 +293,12 @@ class Store:
         with self._reading() as session:
             return session.scalar(select(func.count()).select_from(VersionRow)) or 0
 
+    def needs(self, digest: str) -> bool:
+        """Whether some version needs this blob."""
+        with self._reading() as session:
+            found = select(VersionRow.number).where(VersionRow.digest == digest).limit(1)
+            return session.scalar(found) is not None
+
     def needed_digests(self) -> set[str]:
         """The blobs that some version needs."""
         with self._reading() as session:

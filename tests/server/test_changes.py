@@ -20,6 +20,7 @@ from labelmux_server.errors import (
     DiskFullError,
     TaskExistsError,
     VersionActiveError,
+    VersionNotFoundError,
 )
 from labelmux_server.library import Library
 from labelmux_server.metrics import Metrics
@@ -242,6 +243,26 @@ def test_deleting_frees_disk_and_bank(open_world, adapter_bytes, tmp_path):
     assert world.bank.resident == 0
     assert [path for path in (tmp_path / "state/blobs").rglob("*") if path.is_file()] == []
     assert open_world().active() == {}
+
+
+def test_a_load_that_meets_a_delete_is_told_that_the_version_is_gone(
+    open_world, adapter_bytes, monkeypatch
+):
+    world = open_world()
+    world.changes.upload("t", adapter_bytes(seed=0))
+    world.changes.upload("t", adapter_bytes(seed=1))
+    remove, met = world.registry.remove, []
+
+    def load_first(task, number=None):
+        with pytest.raises(VersionNotFoundError):
+            world.library.adapter(world.registry.get(task, number))
+        met.append(number)
+        return remove(task, number)
+
+    monkeypatch.setattr(world.registry, "remove", load_first)
+    world.changes.delete_version("t", 1)
+    world.changes.delete_task("t")
+    assert met == [1, None]
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing"])
