@@ -86,6 +86,12 @@ class Registry:
         with self._lock:
             return self._find(task, number)
 
+    def is_active(self, version: Version) -> bool:
+        """Whether a version, which may be gone, is its task's active one."""
+        with self._lock:
+            task = self._tasks.get(version.task)
+            return task is not None and task.active == version.number
+
     def active(self) -> list[Version]:
         """The active version of every task, by task."""
         with self._lock:

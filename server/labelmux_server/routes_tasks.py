@@ -225,7 +225,7 @@ async def upload_adapter(request: Request, task: str, activate: _Activate = "now
             ),
         )
         scores = labelled and await pass_gate(request, done.version, labelled)
-    active = service.registry.get(task).number == done.version.number
+    active = service.registry.is_active(done.version)
     location = f"/v1/tasks/{task}/adapter?version={done.version.number}"
     return json_answer(
         {**active_body(done.version), "gate": scores, "active": active},

@@ -117,6 +117,25 @@ def test_the_same_file_again_is_200_and_becomes_active(serving, adapter_bytes):
     serving(scenario)
 
 
+def test_an_upload_whose_task_is_deleted_before_its_answer_was_done(
+    serving, adapter_bytes, monkeypatch
+):
+    async def scenario(client, service):
+        change = service.change
+
+        async def then_deleted(action, work):
+            done = await change(action, work)
+            await change("delete", lambda changes: changes.delete_task("t"))
+            return done
+
+        monkeypatch.setattr(service, "change", then_deleted)
+        answer = await put(client, "t", adapter_bytes())
+        assert (answer.status_code, answer.json()["active"]) == (201, False)
+        assert "t" not in service.registry
+
+    serving(scenario)
+
+
 def test_download_gives_the_bytes_back(serving, adapter_bytes):
     async def scenario(client, service):
         first, second = adapter_bytes(seed=0), adapter_bytes(seed=1)
