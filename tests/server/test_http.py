@@ -8,6 +8,7 @@ import logging
 import re
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from labelmux_server import contract
@@ -178,6 +179,36 @@ def test_health_says_ok_then_draining(serving):
         assert (await client.get("/health/live")).status_code == 200
 
     serving(scenario)
+
+
+PROBES = ("/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
+
+
+@pytest.mark.parametrize("path", PROBES)
+def test_a_probe_may_ask_by_head(serving, openapi, path):
+    async def scenario(client, service):
+        for draining in (False, True):
+            service.draining = draining
+            asked, looked = await client.get(path), await client.head(path)
+            assert looked.status_code == asked.status_code
+            assert looked.headers["content-length"] == asked.headers["content-length"]
+        metrics = (await client.get("/metrics")).text
+        assert f'route="{path}"' in metrics
+        assert 'route="unmatched"' not in metrics
+
+    serving(scenario)
+    assert set(openapi["paths"][path]) == {"get"}
+
+
+@pytest.mark.slow
+def test_the_answer_to_head_has_no_body(start_server):
+    with httpx2.Client(base_url=start_server().url) as client:
+        for path in PROBES:
+            # On the same connection, where a body that nobody expects would be the next answer.
+            looked, asked = client.head(path), client.get(path)
+            assert (looked.status_code, looked.content) == (200, b"")
+            assert asked.status_code == 200
+            assert looked.headers["content-length"] == asked.headers["content-length"]
 
 
 def test_metrics_count_requests_rows_and_tokens(serving, adapter_bytes):
