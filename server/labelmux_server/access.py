@@ -15,6 +15,7 @@ from labelmux_server import errors
 from labelmux_server.caller import Caller
 from labelmux_server.documented import documented
 from labelmux_server.keys import EVERY_RIGHT, Scope
+from labelmux_server.parameters import check_parameters
 from labelmux_server.registry import parse_name
 from labelmux_server.schemas import ErrorBody
 from labelmux_server.service import Service
@@ -22,7 +23,7 @@ from labelmux_server.settings import is_loopback
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-_REFUSALS = (
+_REFUSALS: tuple[type[errors.ServerError], ...] = (
     errors.UnauthorizedError,
     errors.ForeignPageError,
     errors.WrongScopeError,
@@ -61,12 +62,25 @@ class Guard(SecurityBase):
         caller.spend_request()
 
 
-def guarded_router(tag: str, *scopes: Scope, error_body: type[BaseModel] = ErrorBody) -> APIRouter:
-    """A router for whose every route a key needs one of the scopes."""
+def guarded_router(
+    tag: str,
+    *scopes: Scope,
+    error_body: type[BaseModel] = ErrorBody,
+    any_parameters: bool = False,
+) -> APIRouter:
+    """A router for whose every route a key needs one of the scopes.
+
+    ``any_parameters``: pass over those in the query that a route does not know, as the clients of
+    other servers and browsers may send.
+    """
+    dependencies, refusals = [Depends(Guard(*scopes))], [*_REFUSALS]
+    if not any_parameters:
+        dependencies.append(Depends(check_parameters))
+        refusals.append(errors.InvalidRequestError)
     return APIRouter(
         tags=[tag],
-        dependencies=[Depends(Guard(*scopes))],
-        responses=documented(*_REFUSALS, body=error_body),
+        dependencies=dependencies,
+        responses=documented(*refusals, body=error_body),
     )
 
 

@@ -91,6 +91,7 @@ def create_app(
         routes_tasks.admin_router,
         routes_releases.router,
         routes_info.router,
+        routes_info.pages_router,
         routes_health.metrics_router,
         routes_health.router,
         routes_tei.router,

@@ -19,7 +19,7 @@ from labelmux_server.service import Service
 
 #: Without a guard, as the console's files are; nothing else is.
 router = APIRouter(tags=["health"])
-metrics_router = guarded_router("metrics", "metrics")
+metrics_router = guarded_router("metrics", "metrics", any_parameters=True)
 
 Probe = Callable[[Request], Awaitable[Response]]
 

@@ -15,6 +15,7 @@ from labelmux_server.service import Service
 from labelmux_server.settings import Settings
 
 router = guarded_router("server", "classify", "admin")
+pages_router = guarded_router("server", "classify", "admin", any_parameters=True)
 
 _LIMITS = (
     *(knob.name for knob in Settings.knobs() if knob.name.startswith("max_")),
@@ -49,13 +50,13 @@ async def info(request: Request) -> Response:
     )
 
 
-@router.get("/openapi.json", include_in_schema=False)
+@pages_router.get("/openapi.json", include_in_schema=False)
 async def openapi(request: Request) -> Response:
     """The API as an OpenAPI document."""
     return json_answer(request.app.openapi())
 
 
-@router.get("/docs", include_in_schema=False)
+@pages_router.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> Response:
     """The API as one page that needs no network."""
     with_key = request.state.caller.key is not None

@@ -27,8 +27,8 @@ from labelmux_server.registry import Version
 from labelmux_server.schemas import LabelScore
 from labelmux_server.service import Service
 
-router = guarded_router("vLLM and Infinity", "classify")
-models_router = guarded_router("vLLM and Infinity", "classify", "admin")
+router = guarded_router("vLLM and Infinity", "classify", any_parameters=True)
+models_router = guarded_router("vLLM and Infinity", "classify", "admin", any_parameters=True)
 
 
 def _texts(value: object) -> object:

@@ -29,8 +29,8 @@ from labelmux_server.registry import parse_name
 from labelmux_server.schemas import LabelScore
 from labelmux_server.service import Service
 
-router = guarded_router("TEI", "classify", error_body=TeiError)
-info_router = guarded_router("TEI", "classify", "admin", error_body=TeiError)
+router = guarded_router("TEI", "classify", error_body=TeiError, any_parameters=True)
+info_router = guarded_router("TEI", "classify", "admin", error_body=TeiError, any_parameters=True)
 
 _INPUTS = 'give a text, a pair ["a", "b"], or a batch [["a"], ["b"]] or [["a", "b"], ["c", "d"]]'
 _REMEDIES: Remedies = {

@@ -21,8 +21,12 @@ from labelmux_server.registry import MAX_VERSION, Registry, Version
 from labelmux_server.service import Service
 from labelmux_server.tensors import InputTensor, texts_of
 
-router = guarded_router("Open Inference Protocol", "classify", error_body=V2Error)
-info_router = guarded_router("Open Inference Protocol", "classify", "admin", error_body=V2Error)
+router = guarded_router(
+    "Open Inference Protocol", "classify", error_body=V2Error, any_parameters=True
+)
+info_router = guarded_router(
+    "Open Inference Protocol", "classify", "admin", error_body=V2Error, any_parameters=True
+)
 
 Number = Annotated[int, Path(ge=1, le=MAX_VERSION)]
 OutputName = Literal["labels", "scores", "truncated"]
