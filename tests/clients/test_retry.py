@@ -18,8 +18,20 @@ SAFE = [
 ONLY_REFUSED = [
     ("delete", ("spam",), {}),
     ("push", ("spam", b"x"), {"create_only": True}),
+    ("push", ("spam", b"x"), {"activate": "gated"}),
+    ("activate", ("spam", 2), {"gated": True}),
 ]
 NEVER = [("rollback", ("spam",), {})]
+UNSENT = [
+    httpx2.ConnectError("refused"),
+    httpx2.ConnectTimeout("late"),
+    httpx2.PoolTimeout("late"),
+]
+CUT_OFF = [
+    httpx2.WriteTimeout("late"),
+    httpx2.ReadError("reset"),
+    httpx2.RemoteProtocolError("broken off"),
+]
 LOST = [
     httpx2.ConnectError("refused"),
     httpx2.ReadTimeout("late"),
@@ -50,6 +62,24 @@ def test_what_is_safe_is_sent_again_where_no_answer_came(ask, wire, method, args
 def test_what_may_have_worked_is_not_sent_again(ask, wire, method, args, kwargs):
     server = wire.server(httpx2.ReadTimeout("late"))
     with pytest.raises(TransportError, match="within 60 s"):
+        ask(server, method, *args, **kwargs)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(("method", "args", "kwargs"), ONLY_REFUSED)
+@pytest.mark.parametrize("error", UNSENT, ids=lambda error: type(error).__name__)
+def test_what_did_not_reach_the_server_is_sent_again(ask, wire, method, args, kwargs, error):
+    server = wire.server(error, error, error)
+    with pytest.raises(TransportError):
+        ask(server, method, *args, **kwargs)
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(("method", "args", "kwargs"), ONLY_REFUSED)
+@pytest.mark.parametrize("error", CUT_OFF, ids=lambda error: type(error).__name__)
+def test_what_may_have_reached_the_server_is_not_sent_again(ask, wire, method, args, kwargs, error):
+    server = wire.server(error)
+    with pytest.raises(TransportError):
         ask(server, method, *args, **kwargs)
     assert len(server.requests) == 1
 

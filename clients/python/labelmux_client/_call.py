@@ -14,8 +14,9 @@ __all__: list[str] = []
 
 T = TypeVar("T")
 
-#: When a request may be sent again. ``refused``: only where the server said that it did nothing
-#: (429, 503). ``always``: also where no answer came, as a second time changes nothing.
+#: When a request may be sent again. ``refused``: only where the server did nothing, since it said
+#: so (429, 503) or was not reached. ``always``: also where no answer came, as a second time changes
+#: nothing.
 Repeat = Literal["never", "refused", "always"]
 
 _SHOWN_CHARS = 200

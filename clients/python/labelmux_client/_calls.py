@@ -109,7 +109,8 @@ def push(name: str, data: bytes, *, create_only: bool, activate: Activation) -> 
         "PUT",
         _task_path(name, "/adapter"),
         _answers.push_result,
-        repeat="refused" if create_only else "always",
+        # A gate begins anew each time, and one whose answer is late would be late again.
+        repeat="refused" if create_only or activate == "gated" else "always",
         content=data,
         headers=headers,
         params={} if activate == "now" else {"activate": activate},
@@ -129,7 +130,13 @@ def history(name: str) -> Call[tuple[HistoryEntry, ...]]:
 def activate(name: str, version: int, *, gated: bool) -> Call[VersionRef]:
     """Make a version the active one."""
     body = {"version": version, "gated": True} if gated else {"version": version}
-    return _json_call("POST", _task_path(name, "/activate"), _answers.version_ref, body)
+    return _json_call(
+        "POST",
+        _task_path(name, "/activate"),
+        _answers.version_ref,
+        body,
+        repeat="refused" if gated else "always",
+    )
 
 
 def shadow(name: str, version: int, share: float) -> Call[Shadow]:

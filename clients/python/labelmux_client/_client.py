@@ -59,7 +59,8 @@ class Client:
         key: for servers that ask for one.
         timeout_s: longest wait for one attempt to connect, and between two pieces of the answer.
         max_retries: attempts after the first, on 429, on 503, and where no answer came. Rollback is
-            never sent twice; delete and a create-only push only where the server refused.
+            never sent twice; delete, a create-only push, and what is gated only where the server
+            refused or was not reached.
         http_client: what to send with, for proxies, certificates or tests; the caller closes it.
         sleep: what waits between attempts.
 

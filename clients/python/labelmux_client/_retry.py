@@ -12,6 +12,8 @@ from labelmux_client._constants import FIRST_PAUSE_S, LONGEST_PAUSE_S, LONGEST_R
 __all__: list[str] = []
 
 _REFUSED = frozenset({429, 503})
+#: Where nothing was sent, not even in part.
+_UNSENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 
 
 def pause_after_answer(
@@ -37,7 +39,8 @@ def pause_after_loss(
     hopeless = not isinstance(error, httpx2.TransportError) or isinstance(
         error, httpx2.UnsupportedProtocol | httpx2.LocalProtocolError
     )
-    if hopeless or repeat != "always" or attempt >= max_retries:
+    harmless = repeat == "always" or (repeat == "refused" and isinstance(error, _UNSENT))
+    if hopeless or not harmless or attempt >= max_retries:
         return None
     return _pause_s(attempt)
 
