@@ -64,16 +64,17 @@ function build() {
   }
 
   async function run(event) {
-    event?.preventDefault();
+    event.preventDefault();
     running?.abort();
     running = new AbortController();
     const asked = body();
     fill(curl, curlLine(asked));
+    // What was asked before is told no more, so nothing else would end that it is busy.
+    answers.setAttribute("aria-busy", String(asked.tasks.length > 0));
     if (asked.tasks.length === 0) {
       fill(answers, h("p", { class: "empty" }, "Choose at least one task."));
       return;
     }
-    answers.setAttribute("aria-busy", "true");
     try {
       fill(answers, answered(await api.classify(asked, running.signal), asked));
     } catch (error) {
@@ -84,7 +85,10 @@ function build() {
   }
 
   function onkeydown(event) {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run(event);
+    if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+    event.preventDefault();
+    // As the button would, so that the form is checked first.
+    form.requestSubmit();
   }
 
   const form = h(

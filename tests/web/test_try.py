@@ -52,6 +52,32 @@ def test_chosen_tasks_answer_alone_and_a_misfit_says_why(moods):
     expect(moods.answers.get_by_role("heading")).to_have_text(["topicv1"])
 
 
+def test_nothing_is_called_busy_where_no_task_is_chosen_while_a_call_runs(moods):
+    page = moods.page
+    page.route("**/v1/classify", lambda route: None)
+    page.get_by_role("button", name="Classify").click()
+    expect(moods.answers).to_have_attribute("aria-busy", "true")
+    page.get_by_label("Chosen", exact=True).check()
+    page.get_by_role("button", name="Classify").click()
+    expect(moods.answers).to_have_text("Choose at least one task.")
+    expect(moods.answers).to_have_attribute("aria-busy", "false")
+
+
+def test_control_enter_checks_the_form_as_the_button_does(moods):
+    page = moods.page
+    text = page.get_by_label("Text", exact=True)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    text.fill("")
+    text.press("Control+Enter")
+    expect(moods.answers).to_contain_text("All tasks on a text share one pass")
+    expect(moods.answers).to_have_attribute("aria-busy", "false")
+    text.fill("a good film")
+    text.press("Control+Enter")
+    expect(moods.answers.get_by_role("article")).to_have_count(2)
+    assert len([url for url in asked if url.endswith("/v1/classify")]) == 1
+
+
 def test_spans_are_marked_where_they_stand_in_the_text(console, adapter_bytes):
     found = console()
     tags = ("O", "B-place", "I-place", "B-time", "I-time")
