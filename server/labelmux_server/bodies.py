@@ -21,6 +21,7 @@ from labelmux_server.errors import (
     ServerError,
     UploadTooLargeError,
 )
+from labelmux_server.halves import find_half
 from labelmux_server.timers import Timers
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -69,7 +70,7 @@ def parse_json(data: bytes, kind: type[Body]) -> Body:
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
-        raise _translated(error) from error
+        raise _translated(error, data) from error
 
 
 async def read_upload(request: Request, limit_bytes: int) -> bytes:
@@ -200,13 +201,15 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-def _translated(error: ValidationError) -> ServerError:
+def _translated(error: ValidationError, data: bytes) -> ServerError:
     if (faults := error.error_count()) > _TOLD_FAULTS:
         return InvalidRequestError(
             "body", f"{faults} fields are unknown or wrong; GET /docs shows those of the route"
         )
     first = error.errors(include_url=False, include_input=False)[0]
     if first["type"] == "json_invalid":
+        if half := find_half(data):
+            return InvalidRequestError(*half)
         return InvalidJsonError(first["msg"].removeprefix("Invalid JSON: "))
     where = ".".join(str(part) for part in first["loc"]) or "body"
     return InvalidRequestError(where, first["msg"].removeprefix("Value error, "))

@@ -21,6 +21,7 @@ from labelmux_encoder.tokenizer import TextInput
 from labelmux_server.caller import Caller
 from labelmux_server.engine import Engine
 from labelmux_server.errors import InvalidRequestError, OverloadedError, TextTooLongError
+from labelmux_server.halves import find_half
 from labelmux_server.outcomes import Column
 from labelmux_server.readings import Verdict, readings
 from labelmux_server.registry import Version
@@ -231,6 +232,8 @@ def _parse_row(number: int, line: bytes) -> _Row:
     try:
         return _Row.model_validate_json(line)
     except ValidationError as error:
+        if half := find_half(line):
+            raise InvalidRequestError(f"line {number}.{half.field}", half.problem) from error
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join([f"line {number}", *map(str, first["loc"])])
         raise InvalidRequestError(where, first["msg"].removeprefix("Value error, ")) from error

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from labelmux_server.bodies import parse_json
-from labelmux_server.errors import InvalidRequestError
+from labelmux_server.errors import InvalidJsonError, InvalidRequestError
 from labelmux_server.routes_openai import InfinityRequest, VllmRequest
 from labelmux_server.routes_tei import PredictRequest
 from labelmux_server.routes_v2 import InferRequest
@@ -54,3 +54,37 @@ def test_unknown_fields_beyond_number_are_counted_not_listed():
     with pytest.raises(InvalidRequestError, match="2000 fields are unknown") as told:
         parse_json(json.dumps(body).encode(), ClassifyRequest)
     assert told.value.fields == {"field": "body"}
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "half", "at"),
+    [
+        (rb'{"task": "t", "texts": ["a", "b \ud83d", "\ud800"]}', "texts.1", "ud83d", 2),
+        (rb'{"task": "t", "texts": "\ud83d\ude00 \uDE00!"}', "texts", "ude00", 2),
+        (b'{"task": "t", "texts": ["\xed\xa0\xbd"]}', "texts.0", "ud83d", 0),
+        (rb'{"task": "t", "pairs": [["a", "b"], ["c", "\ud83dx"]]}', "pairs.1.1", "ud83d", 0),
+        (rb'{"task": "\ud83d", "texts": "a"}', "task", "ud83d", 0),
+        (rb'{"\ud83d": 1}', "body", "ud83d", 0),
+    ],
+)
+def test_half_a_character_is_told_with_the_text_that_it_is_in(body, field, half, at):
+    with pytest.raises(InvalidRequestError) as told:
+        parse_json(body, ClassifyRequest)
+    assert told.value.fields == {"field": field}
+    assert f"{field}: half of a surrogate pair (\\{half}) at character {at}," in str(told.value)
+    str(told.value).encode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        rb'{"texts": ["\ud83d"',
+        rb'{"texts": ["\ud83d\ude00"], }',
+        rb'{"texts": "\ud83d", "more": ' + b"[" * 100_000,
+        rb'{"texts": ["\ud83d"' + b',""' * 200_000 + b"]}",
+    ],
+    ids=["cut", "whole", "deep", "many"],
+)
+def test_what_is_no_json_or_too_much_to_look_through_is_told_as_that(body):
+    with pytest.raises(InvalidJsonError):
+        parse_json(body, ClassifyRequest)

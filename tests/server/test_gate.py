@@ -169,7 +169,7 @@ def test_labelled_sets_that_cannot_judge_are_refused_by_line(serving, adapter_by
             (lines([row | {"text": 1}]), 422, "invalid_request", "line 1.text"),
             (lines([row | {"text": ""}]), 422, "invalid_request", "line 1.text"),
             (lines([row | {"more": 1}]), 422, "invalid_request", "line 1.more"),
-            (b'{"text": "\\ud800", "label": "a"}', 422, "invalid_request", "line 1"),
+            (b'{"text": "\\ud800", "label": "a"}', 422, "invalid_request", "line 1.text"),
             (b"\xff", 422, "invalid_request", "line 1"),
             *(
                 (lines([span(0, 1), span(start, end)]), 422, "invalid_request", "line 2")

@@ -95,3 +95,10 @@ def test_a_wrong_line_is_a_part_of_its_own():
         "text_too_long",
     ]
     assert parts[0].error is parts[-1].error is None
+
+
+def test_a_line_with_half_a_character_is_told_by_its_field():
+    (part,) = parts_of([Line(3, rb'{"text": "a", "pair": "b\ud83d"}')], LIMITS)
+    assert part.numbers == [3]
+    assert part.error is not None
+    assert str(part.error).startswith("pair: half of a surrogate pair (\\ud83d) at character 1")

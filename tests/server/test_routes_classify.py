@@ -350,7 +350,7 @@ def test_what_is_wrong_is_named(serving, adapter_bytes, body, status, code, fiel
         (b"{", "application/json", 400, "invalid_json"),
         (b"", "application/json", 400, "invalid_json"),
         (b"\xff\xfe", "application/json", 400, "invalid_json"),
-        (b'{"task": "t", "texts": "\\ud800"}', "application/json", 400, "invalid_json"),
+        (b'{"task": "t", "texts": "\\ud800', "application/json", 400, "invalid_json"),
         (b"[" * 2000, "application/json", 400, "invalid_json"),
         (b"[]", "application/json", 422, "invalid_request"),
         (b"{}", "text/plain", 415, "unsupported_media_type"),
