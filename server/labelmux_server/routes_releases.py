@@ -153,7 +153,7 @@ async def get_gate(request: Request, task: str) -> Response:
     record = await asyncio.to_thread(service.store.gate, task)
     if record is None:
         raise release_errors.GateNotFoundError(task)
-    labelled = await asyncio.to_thread(service.gate.parse, record.data)
+    labelled = await asyncio.to_thread(service.gate.parse, record.data, stored=True)
     return json_answer(_gate_body(task, record, labelled))
 
 

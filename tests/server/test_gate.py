@@ -137,6 +137,24 @@ def test_a_gate_outlives_a_restart_and_goes_with_its_task(serving, adapter_bytes
     assert serving(again) == stored
 
 
+def test_a_gate_still_judges_where_a_text_may_no_longer_be_as_long(serving, adapter_bytes):
+    rows = [{"text": "the coast " * 20, "label": label} for label in ("good", "bad")]
+
+    async def start(client, service):
+        await put(client, adapter_bytes(labels=("good", "bad")))
+        return (await put_gate(client, rows)).json()
+
+    async def lowered(client, service):
+        refused = await put_gate(client, rows)
+        assert refused.json()["error"]["code"] == "text_too_long"
+        passed = await put(client, adapter_bytes(labels=("good", "bad"), seed=1), "gated")
+        assert passed.status_code == 201, passed.text
+        return (await client.get("/v1/tasks/t/gate")).json()
+
+    stored = serving(start)
+    assert serving(lowered, max_text_chars=50) == stored
+
+
 def test_a_gated_upload_without_a_gate_stores_nothing(serving, adapter_bytes):
     async def scenario(client, service):
         await put(client, adapter_bytes())
