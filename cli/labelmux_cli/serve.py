@@ -49,7 +49,7 @@ def _serve(*, as_json: bool = False, **flags: object) -> None:
         else:
             _print_people(serving)
 
-    run(settings, announce)
+    run(settings, announce, os.environ)
 
 
 def _print_people(serving: Serving) -> None:

@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
 
     try:
-        serve(settings, announce)
+        serve(settings, announce, os.environ)
     except (StartError, EncoderError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import logging
 import resource
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -24,6 +25,7 @@ from fastapi import FastAPI
 from labelmux_server import logs
 from labelmux_server.app import create_app
 from labelmux_server.connections import Connection
+from labelmux_server.environment import slips
 from labelmux_server.errors import SettingsError
 from labelmux_server.keyring import Access, check_exposure
 from labelmux_server.service import Service
@@ -37,6 +39,8 @@ _ACCEPTED_A_TURN = 64
 #: New objects between two collections. Requests leave no cycles behind, and with Python's 700 each
 #: request in work is walked again and again: a twentieth of the event loop's time.
 _COLLECTED_AFTER = 20_000
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +56,17 @@ class Serving:
 Announce = Callable[[Serving], None]
 
 
-def serve(settings: Settings, announce: Announce | None = None) -> None:
+def serve(
+    settings: Settings,
+    announce: Announce | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> None:
     """Serve until a signal; return once everything has drained.
 
     Args:
         settings: how.
         announce: called once, when the server answers.
+        environ: where the settings were looked for; what looks like one and is none is logged.
 
     Raises:
         SettingsError: the address cannot be bound or would be open to all, or the settings do not
@@ -66,6 +75,8 @@ def serve(settings: Settings, announce: Announce | None = None) -> None:
         EncoderError: the encoder cannot be loaded.
     """
     logs.configure(settings.log_format, settings.log_level, log_texts=settings.log_texts)
+    for slip in slips(environ or {}):
+        _log.warning(slip)
     check_exposure(settings)
     _allow_many_connections()
     with _bound(settings) as bound:

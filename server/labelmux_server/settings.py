@@ -345,7 +345,7 @@ class Settings:
 
         Args:
             flags: by setting name; a value of None means that the flag was not given.
-            environ: the process's environment; names without our prefix are ignored.
+            environ: the process's environment; names that are no setting's are ignored.
 
         Raises:
             SettingsError: an unknown flag or a value that cannot work.

@@ -20,7 +20,7 @@ def started(monkeypatch):
     """Settings that the server was started with; it announces itself and ends."""
     found = []
 
-    def serve(settings, announce):
+    def serve(settings, announce, environ):
         found.append(settings)
         access = "open" if settings.admin_key is None else "key"
         announce(Serving("http://127.0.0.1:8000", "bundled", ("spam", "tone"), access))

@@ -214,6 +214,22 @@ def test_a_port_that_is_taken_is_said_before_the_encoder_loads(capsys, quiet_log
     assert f"port {port}" in capsys.readouterr().err
 
 
+def test_a_slip_in_a_name_of_the_environment_is_logged_at_start(
+    caplog, quiet_logs, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("LABELMUX_MAX_BATCH_TOKEN", "512")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert main(["--port", port, "--state-dir", str(tmp_path), "--encoder", "nowhere"]) == 1
+    (warning,) = (each for each in caplog.records if each.levelname == "WARNING")
+    assert warning.getMessage() == (
+        "LABELMUX_MAX_BATCH_TOKEN is set, but there is no such setting: "
+        "the nearest is LABELMUX_MAX_BATCH_TOKENS"
+    )
+
+
 def test_a_port_that_is_taken_during_the_start_is_said(
     quiet_logs, monkeypatch, tmp_path, tiny_encoder_folder
 ):
