@@ -54,6 +54,11 @@ LABEL org.opencontainers.image.title="labelmux" \
       io.labelmux.variant="${VARIANT}"
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin labelmux && \
     install -d -o labelmux -g labelmux /state
+# Triton compiles the attention kernel for the GPU that it finds, and a launcher for it with this.
+RUN if [ "$VARIANT" = cuda ]; then \
+        apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && \
+        rm -rf /var/lib/apt/lists/*; \
+    fi
 COPY --from=build /opt/labelmux /opt/labelmux
 # What a start imports is compiled here, the standard library too: a read-only root keeps nothing, so
 # each start would compile it again. All of it would be 210 MB.
@@ -64,6 +69,7 @@ ENV PATH=/opt/labelmux/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     HF_HUB_CACHE=/state/hub \
+    TRITON_CACHE_DIR=/state/triton \
     LABELMUX_HOST=0.0.0.0 \
     LABELMUX_PORT=8000 \
     LABELMUX_STATE_DIR=/state

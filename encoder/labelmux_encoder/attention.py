@@ -69,6 +69,8 @@ class LengthGroup(NamedTuple):
     key_bias: Tensor | None
     #: Where the group lies in the packed batch; None if it is the batch.
     places: GroupPlaces | None
+    #: Real tokens of each row, where a fused kernel attends instead of torch. [rows]
+    lengths: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -76,9 +78,20 @@ class LengthGroup(NamedTuple):
         return len(self.members)
 
     @classmethod
-    def whole(cls, rows: int, tokens: int, key_bias: Tensor | None = None) -> LengthGroup:
+    def whole(cls, rows: int, tokens: int) -> LengthGroup:
         """A batch of rows of one length."""
-        return cls(tuple(range(rows)), tokens, key_bias, None)
+        return cls(tuple(range(rows)), tokens, None, None)
+
+    @classmethod
+    def padded(cls, lengths: Tensor, tokens: int, *, fused: bool) -> LengthGroup:
+        """A batch of rows that are padded to one length. Shapes alone decide what is launched."""
+        whole = cls.whole(len(lengths), tokens)
+        if fused:
+            return whole._replace(lengths=lengths)
+        steps = torch.arange(tokens, device=lengths.device)
+        bias = torch.zeros(len(lengths), tokens, device=lengths.device)
+        bias = bias.masked_fill(steps >= lengths.unsqueeze(1), float("-inf"))
+        return whole._replace(key_bias=bias[:, None, None])
 
 
 class GroupPlaces(NamedTuple):
@@ -164,6 +177,10 @@ def _group_attention(
     prefix: GroupPrefix | None,
 ) -> Tensor:
     """[rows * tokens, 3H] -> [rows * tokens, H]"""
+    if group.lengths is not None:
+        from labelmux_encoder.triton_attention import fused_attention
+
+        return fused_attention(qkv, heads, tables, group.tokens, group.lengths)
     parts = qkv.view(group.rows, group.tokens, 3, heads, -1)
     query, key, value = (part.transpose(1, 2) for part in parts.unbind(2))
     bias = None if group.key_bias is None else group.key_bias.to(qkv.dtype)
