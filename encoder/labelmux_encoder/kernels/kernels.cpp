@@ -678,8 +678,7 @@ class Run {
     edit(Site::kAttentionOut, index, projected, &context);
     add_norm<T>(projected, hidden, norm(of + 6), attended);
     edit(Site::kAttentionNorm, index, attended);
-    at::Tensor inner = linear<T>(attended, of[8], of[9], pass_.activation);
-    edit_ffn_in(index, attended, inner);
+    at::Tensor inner = ffn_in(index, attended);
     edit(Site::kInner, index, inner);
     at::Tensor outer = linear<T>(inner, of[10], of[11]);
     edit(Site::kFfnOut, index, outer, &inner);
@@ -704,17 +703,23 @@ class Run {
     }
   }
 
-  // The product applies the activation itself: rows with an edit before it are taken apart.
-  void edit_ffn_in(int64_t index, const at::Tensor& attended, at::Tensor& inner) {
-    if (!edits_.any(Site::kFfnIn)) return;
+  // The product applies the activation itself, to sums that were never rounded. Rows with an edit
+  // before it are taken apart; where all have one, they are all there is.
+  at::Tensor ffn_in(int64_t index, const at::Tensor& attended) {
     const at::Tensor* of = pass_.constants.data() + index * Pass::kTensors;
+    if (!edits_.any(Site::kFfnIn)) return linear<T>(attended, of[8], of[9], pass_.activation);
     at::Tensor before = linear<T>(attended, of[8], of[9]);
     edits_.at(Site::kFfnIn, index, labelmux::tokens_of<T>(before), &attended);
+    int64_t edited = 0;
+    edits_.each_row(Site::kFfnIn, [&](int64_t, int64_t length) { edited += length; });
+    at::Tensor inner = before;
+    if (edited < chunk_.tokens) inner = linear<T>(attended, of[8], of[9], pass_.activation);
+    const int64_t width = inner.size(1);
     edits_.each_row(Site::kFfnIn, [&](int64_t start, int64_t length) {
-      const int64_t width = inner.size(1);
       labelmux::finish(before.const_data_ptr<T>() + start * width, length, width, nullptr,
                        pass_.activation, inner.mutable_data_ptr<T>() + start * width, width);
     });
+    return inner;
   }
 
   Tables<T> tables(const at::Tensor* of) const {
