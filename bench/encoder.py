@@ -24,12 +24,14 @@ from transformers import DebertaV2Config, DebertaV2Model
 
 from encoder_peers import Contender, Run, contenders, v3_base
 from labelmux_encoder.batch import pack_rows, unpack
+from labelmux_encoder.frozen import Precision
 from labelmux_encoder.weights import bundled_folder, load_encoder, read_checkpoint
 from machine import machine_facts
 
 REFERENCE = "transformers float32"
 REFERENCE_BF16 = "transformers bfloat16"
 OURS = "labelmux auto"
+OURS_BF16 = "labelmux bfloat16"
 PADDED = "labelmux auto, padded"
 MIXED = "mixed"
 
@@ -65,8 +67,8 @@ class Cell:
     ms: dict[str, float] = field(default_factory=dict)
     #: Least cosine of a real token's last state with the reference's, per contender.
     cosine: dict[str, float] = field(default_factory=dict)
-    #: Share of the rate of plain matrix products that our pass reaches.
-    share_of_product_rate: float | None = None
+    #: Share of the rate of plain matrix products that our pass reaches, per precision.
+    share_of_product_rate: dict[str, float] = field(default_factory=dict)
 
 
 def uniform(rows: int, tokens: int, vocab: int) -> Batch:
@@ -121,18 +123,20 @@ def least_cosine(found: Tensor, expected: Tensor, mask: Tensor) -> float:
     return float(cosines[mask].min().item())
 
 
-def product_rate(hidden: int, inner: int, tokens: int, dtype: torch.dtype) -> float:
+def product_rate(hidden: int, inner: int, tokens: int, precision: Precision) -> float:
     """FLOP/s of the four plain products of a layer."""
+    dtype: torch.dtype = getattr(torch, precision)
+    multiply = torch._int_mm if precision == "int8" else torch.mm
     shapes = ((hidden, 3 * hidden), (hidden, hidden), (hidden, inner), (inner, hidden))
     seconds, flops = 0.0, 0.0
     for inputs, outputs in shapes:
         left = torch.randn(tokens, inputs).to(dtype)
         right = torch.randn(outputs, inputs).to(dtype).t()
-        out = left @ right
+        out = multiply(left, right)
         taken = []
         for _ in range(7):
             started = time.perf_counter()
-            torch.mm(left, right, out=out)
+            multiply(left, right, out=out)
             taken.append(time.perf_counter() - started)
         seconds += statistics.median(taken)
         flops += 2.0 * tokens * inputs * outputs
@@ -170,7 +174,7 @@ def summary(cells: Sequence[Cell]) -> list[str]:
     lines = ["| comparison | geometric mean | worst cell |", "|---|---:|---:|"]
     for words, ours, over, part in (
         ("labelmux float32 over transformers float32", "labelmux float32", REFERENCE, even),
-        ("labelmux bfloat16 over transformers bfloat16", "labelmux bfloat16", REFERENCE_BF16, even),
+        ("labelmux bfloat16 over transformers bfloat16", OURS_BF16, REFERENCE_BF16, even),
         ("labelmux auto over transformers float32", OURS, REFERENCE, even),
         ("labelmux auto over the best peer of each cell", OURS, None, even),
         ("mixed texts: packed over padded", OURS, PADDED, uneven),
@@ -180,10 +184,11 @@ def summary(cells: Sequence[Cell]) -> list[str]:
         if found:
             lines.append(f"| {words} | {geometric_mean(found):.2f}x | {min(found):.2f}x |")
     shares = [cell.share_of_product_rate for cell in cells if cell.share_of_product_rate]
-    if shares:
+    for precision in shares[0] if shares else ():
+        found = [share[precision] for share in shares]
         lines.append(
-            f"| share of the rate of plain products, batch 32, base "
-            f"| {statistics.mean(shares):.0%} | {min(shares):.0%} |"
+            f"| share of the rate of plain products in {precision}, batch 32, base "
+            f"| {statistics.mean(found):.0%} | {min(found):.0%} |"
         )
     return lines
 
@@ -244,29 +249,30 @@ def run(options: argparse.Namespace) -> tuple[list[Cell], Mapping[str, str]]:
                 cell = measure(batch, takes_part, options.rounds, options.budget_s)
                 cell.encoder = name
                 if name == "base" and batch.name.startswith("32 x"):
-                    cell.share_of_product_rate = share_of_product_rate(model, batch, ways)
+                    cell.share_of_product_rate = {
+                        way.precision: round(share_of_product_rate(model, batch, way), 3)
+                        for way in ways
+                        if way.name in (OURS_BF16, OURS)
+                    }
                 cells.append(cell)
                 print(table([cell])[2], flush=True)
     return cells, missing
 
 
-def share_of_product_rate(model: DebertaV2Model, batch: Batch, ways: Sequence[Contender]) -> float:
-    """Our rate over that of plain products at the same shapes and the dtype that auto took.
+def share_of_product_rate(model: DebertaV2Model, batch: Batch, way: Contender) -> float:
+    """Our rate over that of plain products at the same shapes and precision.
 
     They take turns: the rate of a shared machine changes within seconds.
     """
     config = model.config
-    auto = next(way for way in ways if way.name == OURS)
-    dtype = auto.run(batch.ids, batch.mask).dtype
     tokens, flops = int(batch.mask.sum()), pass_flops(config, batch.mask)
+    sizes = config.hidden_size, config.intermediate_size
     shares = []
     for _ in range(_SHARE_ROUNDS):
         started = time.perf_counter()
-        auto.run(batch.ids, batch.mask)
+        way.run(batch.ids, batch.mask)
         ours = flops / (time.perf_counter() - started)
-        shares.append(
-            ours / product_rate(config.hidden_size, config.intermediate_size, tokens, dtype)
-        )
+        shares.append(ours / product_rate(*sizes, tokens, way.precision))
     return statistics.median(shares)
 
 

@@ -15,7 +15,7 @@ from transformers import DebertaV2Config, DebertaV2Model
 
 from labelmux_encoder.batch import PackedRows, unpack
 from labelmux_encoder.config import EncoderConfig
-from labelmux_encoder.frozen import Dtype, FrozenEncoder
+from labelmux_encoder.frozen import Dtype, FrozenEncoder, Precision
 
 #: Token ids [B, T] and mask [B, T] to the last hidden states [B, T, H].
 Run = Callable[[Tensor, Tensor], Tensor]
@@ -27,6 +27,8 @@ class Contender:
 
     name: str
     run: Run
+    #: Of ours: what its products are in.
+    precision: Precision = "float32"
 
 
 def v3_base() -> DebertaV2Model:
@@ -62,7 +64,7 @@ def ours(model: DebertaV2Model, dtype: Dtype) -> Contender:
         states = encoder(PackedRows(packed, torch.zeros_like(packed), lengths))
         return unpack(states[-1], lengths)[0]
 
-    return Contender(f"labelmux {dtype}", run)
+    return Contender(f"labelmux {dtype}", run, encoder.precision)
 
 
 def ours_padded(model: DebertaV2Model, dtype: Dtype) -> Contender:

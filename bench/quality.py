@@ -65,7 +65,8 @@ def measured(run: Run, data: Path, encoder: str) -> Line:
     found = LabelledSet.open(data / cell.set)
     train = sample(found.train, cell.rows, run.seed)
     dev = sample(found.dev, MOST_DEV_ROWS, _DEV_SEED)
-    loaded = load_encoder(encoder, dtype="auto")
+    # Not auto: lines of one table are made on several machines.
+    loaded = load_encoder(encoder, dtype="bfloat16")
     # Tags are completed in training: every method has the same.
     labels = choose_labels(train, found.labels) if train.kind == "token" else found.labels
     problem = Problem(labels, train, dev, found.test, loaded, encoder)

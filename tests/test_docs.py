@@ -40,14 +40,20 @@ def normal(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """``labelmux serve`` as `make serve` runs it, on a free port and a fresh state folder."""
+    """``labelmux serve`` as `make serve` runs it, on a free port and a fresh state folder.
+
+    In float32: the order of labels that are all but impossible is otherwise the machine's.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     folder = tmp_path_factory.mktemp("serve")
     with (folder / "out").open("w") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "labelmux_cli.main", "serve", "--port", str(port)],
+            [
+                *(sys.executable, "-m", "labelmux_cli.main", "serve"),
+                *("--port", str(port), "--dtype", "float32"),
+            ],
             cwd=folder,
             stdout=out,
             stderr=subprocess.STDOUT,

@@ -10,20 +10,20 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from labelmux_adapters.bank import Bank
 from labelmux_adapters.errors import CanaryMismatchError, ForeignEncoderError, SizeMisfitError
 from labelmux_adapters.files import Adapter
 from labelmux_encoder.batch import pack_rows
-from labelmux_encoder.frozen import FrozenEncoder
+from labelmux_encoder.frozen import FrozenEncoder, Precision
 from labelmux_encoder.tokenizer import TextInput
 from labelmux_encoder.weights import LoadedEncoder
 
-#: What bfloat16 may add to a tolerance, as a share of the range of all canaries' logits. The demo
-#: adapters need at most 0.004 of it; an adapter that does not act is off by a large part of it.
-_BFLOAT16_SHARE = 0.02
+#: What an encoder's precision may add to a tolerance, as a share of the range of all canaries'
+#: logits. The demo adapters need at most 0.004 of it in bfloat16 and 0.021 in int8; an adapter that
+#: does not act is off by a large part of it.
+_ROUNDING_SHARES: dict[Precision, float] = {"float32": 0.0, "bfloat16": 0.02, "int8": 0.06}
 
 
 def check_fit(adapter: Adapter, encoder: FrozenEncoder) -> None:
@@ -61,9 +61,8 @@ def check_canaries(adapter: Adapter, loaded: LoadedEncoder) -> None:
     texts = [(c.text, c.pair) if c.pair is not None else c.text for c in manifest.canaries]
     found = serve_logits(adapter, loaded, texts)
     expected = [np.asarray(canary.logits, np.float32) for canary in manifest.canaries]
-    tolerance = manifest.canary_tolerance
-    if loaded.encoder.dtype == torch.bfloat16:
-        tolerance += _BFLOAT16_SHARE * float(np.ptp(np.concatenate(expected).astype(np.float64)))
+    span = float(np.ptp(np.concatenate(expected).astype(np.float64)))
+    tolerance = manifest.canary_tolerance + _ROUNDING_SHARES[loaded.encoder.precision] * span
     for index, (wanted, logits) in enumerate(zip(expected, found, strict=True)):
         same_tokens = logits.size == wanted.size
         difference = float(np.abs(logits.ravel() - wanted).max()) if same_tokens else math.inf

@@ -2,6 +2,7 @@
 
 EncoderError
 ├── UnsupportedEncoderError   the checkpoint is of a kind this room cannot run
+├── UnsupportedDtypeError     this machine cannot compute in what was asked for
 ├── CheckpointError           the checkpoint is incomplete, damaged or absent
 └── InputTooLongError         more tokens than the encoder has positions for
 """
@@ -21,6 +22,15 @@ class UnsupportedEncoderError(EncoderError):
         self.found = found
         self.supported = supported
         super().__init__(f"encoder config: {field} is {found!r}; supported: {supported}")
+
+
+class UnsupportedDtypeError(EncoderError):
+    """This machine, or this encoder on it, cannot compute in the dtype that was asked for."""
+
+    def __init__(self, dtype: str, needed: str) -> None:
+        self.dtype = dtype
+        self.needed = needed
+        super().__init__(f"dtype {dtype!r} needs {needed}; use auto")
 
 
 class CheckpointError(EncoderError):

@@ -18,26 +18,36 @@ from torch import Tensor
 from labelmux_encoder import kernels
 from labelmux_encoder.batch import PackedRows
 from labelmux_encoder.config import EncoderConfig
-from labelmux_encoder.cpu_pass import CHUNK_TOKENS, TILE_TOKENS, CpuPass, rounded, supports
+from labelmux_encoder.cpu_pass import (
+    CHUNK_TOKENS,
+    TILE_TOKENS,
+    CpuPass,
+    rounded,
+    supports,
+    supports_int8,
+)
 from labelmux_encoder.cuda_pass import CudaPass, all_buckets
 from labelmux_encoder.edits import Edit, Placed
+from labelmux_encoder.errors import UnsupportedDtypeError
 from labelmux_encoder.model import EncoderTensors, State, cast, derive
 from labelmux_encoder.plain_pass import PlainPass
 
-#: ``auto`` is bfloat16 where this machine multiplies it faster, fp32 elsewhere.
-Dtype = Literal["auto", "float32", "bfloat16"]
+#: What the products with an encoder's weights are in.
+Precision = Literal["float32", "bfloat16", "int8"]
+#: ``auto`` is the fastest on this machine of those whose features pass.
+Dtype = Literal["auto", Precision]
 
 _log = logging.getLogger(__name__)
 
 #: Largest difference of a kernel's features from plain torch's, both fp32.
 FLOAT32_TOLERANCE = 1e-3
-#: Least cosine of a token's last features in bfloat16 and in fp32.
-BFLOAT16_COSINE = 0.99
+#: Least cosine of a token's last features to those in fp32.
+LEAST_COSINE = 0.99
 _TRIAL_LENGTHS = (3, 17, 40, 130)
 #: Four passes side by side of 8, 16 and 32 texts of 21 tokens gave 3,990, 4,680 and 5,020 texts a
 #: second; and what waits a moment longer for a larger pass leaves more of the cores to others.
 _LEAST_PASS_TOKENS = 512
-#: bfloat16 must be this much faster to be worth its rounding.
+#: A lesser precision must be this much faster to be worth its rounding.
 _WORTHWHILE = 1.2
 
 
@@ -49,6 +59,15 @@ class Pass(Protocol):
 
     def __call__(self, rows: PackedRows, edits: Sequence[Placed] = ()) -> Tensor:
         """Hidden states of every layer, the embedding output first. [L+1, N, H]"""
+
+
+class Way(NamedTuple):
+    """A pass, and what it computes in."""
+
+    run: Pass
+    precision: Precision
+    #: Of features, and of everything but the products with an encoder's weights.
+    dtype: torch.dtype
 
 
 class Shares(NamedTuple):
@@ -67,7 +86,11 @@ class Shares(NamedTuple):
 
 
 class FrozenEncoder:
-    """Features of rows of tokens, without gradients. Any thread may call it; see ``shares``."""
+    """Features of rows of tokens, without gradients. Any thread may call it; see ``shares``.
+
+    Raises:
+        UnsupportedDtypeError: this machine cannot compute in the dtype that is asked for.
+    """
 
     def __init__(
         self,
@@ -84,7 +107,8 @@ class FrozenEncoder:
         self.parameter_count = sum(tensor.numel() for tensor in state.values())
         with torch.inference_mode():
             resident = {name: tensor.to(self.device) for name, tensor in state.items()}
-            self._pass, self.dtype = _choose(config, derive(config, resident), self.device, dtype)
+            way = _choose(config, derive(config, resident), self.device, dtype)
+        self._pass, self.precision, self.dtype = way
 
     @property
     def shares(self) -> Shares:
@@ -152,31 +176,59 @@ def warm_up_lengths(max_tokens: int) -> list[tuple[int, ...]]:
 
 def _choose(
     config: EncoderConfig, tensors: EncoderTensors, device: torch.device, wanted: Dtype
-) -> tuple[Pass, torch.dtype]:
+) -> Way:
     trial = _trial_rows(config, device)
     plain = PlainPass(config, tensors)
     expected = plain(trial)
     fused = _fused_pass(config, tensors, device, trial, expected)
-    fast: Pass = fused or plain
-    if wanted == "float32" or (wanted == "auto" and not _may_be_faster(config, device, fused)):
-        return fast, torch.float32
-    short: Pass
-    if device.type == "cuda":
-        short = CudaPass(config, cast(tensors, torch.bfloat16))
-    elif fused is not None:
-        short = cpu_pass(config, tensors, torch.bfloat16)
+    best = Way(fused or plain, "float32", torch.float32)
+    if wanted == "float32":
+        return best
+    if wanted != "auto":
+        return _rounded(config, tensors, fused, wanted)
+    for precision in _candidates(config, device, fused):
+        way = _rounded(config, tensors, fused, precision)
+        cosine = _least_cosine(way.run(trial)[-1], expected[-1])
+        if cosine < LEAST_COSINE:
+            _log.warning(
+                "%s features are at a cosine of %.4f to float32's, below %s: serving %s",
+                *(precision, cosine, LEAST_COSINE, best.precision),
+            )
+        elif device.type == "cuda" or _is_faster(way.run, best.run, trial):
+            best = way
+    return best
+
+
+def _candidates(
+    config: EncoderConfig, device: torch.device, fused: Pass | None
+) -> tuple[Precision, ...]:
+    """Those worth a trial; of kernels the trial itself says more than a product."""
+    if not isinstance(fused, CpuPass):
+        return ("bfloat16",) if bfloat16_is_faster(config, device) else ()
+    possible: dict[Precision, bool] = {
+        "bfloat16": kernels.has_bfloat16(),
+        "int8": supports_int8(config),
+    }
+    return tuple(precision for precision, there in possible.items() if there)
+
+
+def _rounded(
+    config: EncoderConfig, tensors: EncoderTensors, fused: Pass | None, precision: Precision
+) -> Way:
+    """The fastest pass of a precision below fp32, where ``fused`` is the one in fp32."""
+    if precision == "int8":
+        if not isinstance(fused, CpuPass) or not supports_int8(config):
+            raise UnsupportedDtypeError(precision, "a CPU with AVX-512 VNNI, and the kernels")
+        dtype = torch.bfloat16 if kernels.has_bfloat16() else torch.float32
+        return Way(CpuPass(config, tensors, dtype, quantised=True), precision, dtype)
+    run: Pass
+    if isinstance(fused, CudaPass):
+        run = CudaPass(config, cast(tensors, torch.bfloat16))
+    elif isinstance(fused, CpuPass):
+        run = cpu_pass(config, tensors, torch.bfloat16)
     else:
-        short = PlainPass(config, cast(tensors, torch.bfloat16))
-    cosine = _least_cosine(short(trial)[-1], expected[-1])
-    if wanted == "auto" and cosine < BFLOAT16_COSINE:
-        _log.warning(
-            "bfloat16 features are at a cosine of %.4f to float32's, below %s: serving float32",
-            *(cosine, BFLOAT16_COSINE),
-        )
-        return fast, torch.float32
-    if wanted == "auto" and device.type == "cpu" and not _is_faster(short, fast, trial):
-        return fast, torch.float32
-    return short, torch.bfloat16
+        run = PlainPass(config, cast(tensors, torch.bfloat16))
+    return Way(run, precision, torch.bfloat16)
 
 
 def cpu_pass(config: EncoderConfig, tensors: EncoderTensors, dtype: torch.dtype) -> Pass:
@@ -221,15 +273,8 @@ def _least_cosine(found: Tensor, expected: Tensor) -> float:
     return cosines.min().item()
 
 
-def _may_be_faster(config: EncoderConfig, device: torch.device, fused: Pass | None) -> bool:
-    """Whether bfloat16 is worth a trial; of kernels the trial itself says more than a product."""
-    if isinstance(fused, CpuPass):
-        return kernels.has_bfloat16()
-    return bfloat16_is_faster(config, device)
-
-
 def _is_faster(short: Pass, fast: Pass, trial: PackedRows) -> bool:
-    """Whether a pass in bfloat16 is worth its rounding."""
+    """Whether a pass of a lesser precision is worth its rounding."""
     seconds = {short: math.inf, fast: math.inf}
     # On one thread: several wait for the slowest, which on a busy machine is slow in any dtype.
     with kernels.one_thread():

@@ -23,10 +23,17 @@ def pack_int8_rows(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if tensor.dim() != 2:
             packed[name] = tensor.float().contiguous()
             continue
-        scale = tensor.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
-        packed[name] = (tensor / scale).round().clamp(-127, 127).to(torch.int8)
-        packed[name + _SCALE_SUFFIX] = scale.float()
+        packed[name], packed[name + _SCALE_SUFFIX] = int8_rows(tensor)
     return packed
+
+
+def int8_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest int8 rows [N, M] and their float32 scales [N, 1].
+
+    Rows that were stored this way come back as they were, whatever factor each has got since.
+    """
+    scale = matrix.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+    return (matrix / scale).round().clamp(-127, 127).to(torch.int8), scale.float()
 
 
 def unpack_int8_rows(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:

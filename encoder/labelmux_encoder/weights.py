@@ -63,13 +63,14 @@ def load_encoder(
     Args:
         source: what to load.
         device: where it runs, as torch names it; ``auto`` is a GPU if there is one.
-        dtype: what the pass computes in; ``auto`` takes the faster of the two if its features pass.
+        dtype: what the pass computes in; ``auto`` is the fastest of those whose features pass.
         cache_dir: where a converted ``.bin`` goes if its folder cannot be written to;
             ``~/.cache/labelmux`` by default.
 
     Raises:
         CheckpointError: something is missing or damaged, or there is no such device.
         UnsupportedEncoderError: a checkpoint that the pass cannot run.
+        UnsupportedDtypeError: this machine cannot compute in ``dtype``.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise CheckpointError(source, f"device {device!r} is not there", "use cpu or auto")

@@ -201,7 +201,7 @@ def _info(request: Request, name: str) -> Response:
         {
             "model_id": name,
             "model_sha": found.digest.removeprefix("sha256:"),
-            "model_dtype": str(service.loaded.encoder.dtype).removeprefix("torch."),
+            "model_dtype": service.loaded.encoder.precision,
             "model_type": {"classifier": kind},
             "max_concurrent_requests": settings.max_concurrent_requests,
             "max_input_length": manifest.max_tokens,

@@ -244,7 +244,7 @@ class Service:
             encoder=self.loaded.name,
             fingerprint=self.loaded.encoder.fingerprint,
             device=str(self.loaded.encoder.device),
-            dtype=str(self.loaded.encoder.dtype).removeprefix("torch."),
+            dtype=self.loaded.encoder.precision,
         )
         self.metrics.tasks.watch(lambda task: task in self.registry)
         self.metrics.watch(

@@ -20,7 +20,7 @@ from labelmux_server.errors import SettingsError
 ENV_PREFIX = "LABELMUX_"
 
 Device = Literal["auto", "cpu", "cuda"]
-Dtype = Literal["auto", "float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "bfloat16", "int8"]
 LogFormat = Literal["plain", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -89,7 +89,7 @@ class Settings:
     dtype: Dtype = field(
         default="auto",
         metadata=_about(
-            "What the encoder computes in; auto is bfloat16 where that is faster and near enough."
+            "What the encoder multiplies in; auto is the fastest that is near enough to float32."
         ),
     )
     demo_dir: Path | None = field(

@@ -12,7 +12,8 @@ from tests.encoder.test_model import VARIANTS, stock
 from labelmux_encoder import frozen, kernels
 from labelmux_encoder.batch import PackedRows
 from labelmux_encoder.cpu_pass import CHUNK_TOKENS, TILE_TOKENS, CpuPass, rounded
-from labelmux_encoder.frozen import Dtype, FrozenEncoder
+from labelmux_encoder.errors import UnsupportedDtypeError
+from labelmux_encoder.frozen import Dtype, FrozenEncoder, Precision
 from labelmux_encoder.model import derive, run_pass
 
 ROWS = PackedRows(torch.arange(1, 41), torch.zeros(40, dtype=torch.int64), (33, 7))
@@ -23,6 +24,10 @@ needs_kernels = pytest.mark.skipif(not kernels.load(), reason="the kernels are n
 def frozen_encoder(dtype: Dtype = "float32", name: str = "v3") -> FrozenEncoder:
     model, config = stock(VARIANTS[name])
     return FrozenEncoder(config, model.state_dict(), "sha256:test", dtype=dtype)
+
+
+def can_int8() -> bool:
+    return kernels.load() and kernels.has_int8()
 
 
 def plain_features(name: str = "v3") -> torch.Tensor:
@@ -37,30 +42,61 @@ def test_float32_is_the_default_and_equals_plain_torch() -> None:
     assert (encoder(ROWS) - plain_features()).abs().max().item() < 1e-4
 
 
-def test_bfloat16_is_near_float32() -> None:
-    encoder = frozen_encoder("bfloat16")
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_a_lesser_precision_is_near_float32(dtype: Dtype) -> None:
+    if dtype == "int8" and not can_int8():
+        pytest.skip("this machine multiplies no bytes")
+    encoder = frozen_encoder(dtype)
     found = encoder(ROWS)
-    assert encoder.dtype == found.dtype == torch.bfloat16
+    assert encoder.precision == dtype
+    assert encoder.dtype == found.dtype
+    assert found.dtype == torch.bfloat16 or not kernels.has_bfloat16()
     cosine = torch.nn.functional.cosine_similarity(found.float(), plain_features(), dim=-1)
-    assert cosine.min().item() > frozen.BFLOAT16_COSINE
+    assert cosine.min().item() > frozen.LEAST_COSINE
 
 
-@pytest.mark.parametrize(("faster", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_auto_takes_bfloat16_where_it_is_faster(
-    monkeypatch: pytest.MonkeyPatch, faster: bool, dtype: torch.dtype
+def test_int8_is_refused_by_name_where_it_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "has_int8", lambda: False)
+    with pytest.raises(UnsupportedDtypeError, match=r"'int8' needs .* use auto"):
+        frozen_encoder("int8")
+
+
+def test_int8_is_refused_without_a_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "load", lambda: False)
+    with pytest.raises(UnsupportedDtypeError, match="kernels"):
+        frozen_encoder("int8")
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@pytest.mark.parametrize("faster", [True, False])
+def test_auto_takes_a_lesser_precision_where_it_is_faster(
+    monkeypatch: pytest.MonkeyPatch, faster: bool, precision: Precision
 ) -> None:
+    if precision == "int8" and not can_int8():
+        pytest.skip("this machine multiplies no bytes")
     monkeypatch.setattr(frozen, "_WORTHWHILE", 0.0 if faster else math.inf)
-    monkeypatch.setattr(frozen, "_may_be_faster", lambda *_: True)
-    assert frozen_encoder("auto").dtype == dtype
+    monkeypatch.setattr(frozen, "_candidates", lambda *_: (precision,))
+    assert frozen_encoder("auto").precision == (precision if faster else "float32")
 
 
-def test_auto_stays_at_float32_where_bfloat16_is_too_far_off(
+def test_auto_tries_what_this_machine_can_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not can_int8():
+        pytest.skip("this machine multiplies no bytes")
+    monkeypatch.setattr(frozen, "_WORTHWHILE", 0.0)
+    assert frozen_encoder("auto").precision == "int8"
+    monkeypatch.setattr(kernels, "has_int8", lambda: False)
+    monkeypatch.setattr(kernels, "has_bfloat16", lambda: False)
+    assert frozen_encoder("auto").precision == "float32"
+
+
+def test_auto_stays_at_float32_where_the_others_are_too_far_off(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(frozen, "_may_be_faster", lambda *_: True)
-    monkeypatch.setattr(frozen, "BFLOAT16_COSINE", 1.1)
+    monkeypatch.setattr(frozen, "_candidates", lambda *_: ("bfloat16",))
+    monkeypatch.setattr(frozen, "LEAST_COSINE", 1.1)
     with caplog.at_level(logging.WARNING):
         encoder = frozen_encoder("auto")
+    assert encoder.precision == "float32"
     assert encoder.dtype == torch.float32
     assert "serving float32" in caplog.text
     assert (encoder(ROWS) - plain_features()).abs().max().item() < 1e-4

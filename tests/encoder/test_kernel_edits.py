@@ -13,14 +13,14 @@ from labelmux_encoder.batch import PackedRows
 from labelmux_encoder.config import EncoderConfig
 from labelmux_encoder.cpu_pass import CpuPass
 from labelmux_encoder.edits import Edit, Placed
-from labelmux_encoder.model import run_pass
+from labelmux_encoder.model import EncoderTensors, run_pass
 
 pytestmark = needs_kernels
 
 FLOAT32_TOLERANCE = 2e-4
 ROW_TOLERANCE = 1e-5
-#: Least cosine of a token's states in bfloat16 and in fp32.
-BFLOAT16_COSINE = 0.995
+#: Of a token's states in a lesser precision and in fp32.
+LEAST_COSINE = 0.995
 #: Few rows, then so many that threads share them; rows longer than a block of attention.
 BATCHES = ((3,), (17, 40, 17), (5, 129, 31, 300), (40, 9, 23) * 12)
 VARIANTS = ("v3", "own-position-projections", "c2p-only", "no-relative-attention", "gelu-new")
@@ -44,6 +44,16 @@ def laid(fast: CpuPass, edits: list[Edit], entries: tuple[int, ...]) -> list[Pla
     return [Placed(fast.lay_out(edit), entries) for edit in edits]
 
 
+def pass_in(precision: str, config: EncoderConfig, tensors: EncoderTensors) -> CpuPass:
+    """Skips the test where this machine has no such products."""
+    there = {"bfloat16": kernels.has_bfloat16, "int8": kernels.has_int8}
+    if precision in there and not there[precision]():
+        pytest.skip(f"this machine multiplies no {precision}")
+    half = precision != "float32" and kernels.has_bfloat16()
+    dtype = torch.bfloat16 if half else torch.float32
+    return CpuPass(config, tensors, dtype, quantised=precision == "int8")
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_edited_features_equal_plain_torch(name: str) -> None:
     config, tensors = made(name)
@@ -58,11 +68,10 @@ def test_edited_features_equal_plain_torch(name: str) -> None:
             assert (found - expected).abs().max().item() < FLOAT32_TOLERANCE, (lengths, edits)
 
 
-def test_edited_features_in_bfloat16_stay_near() -> None:
-    if not kernels.has_bfloat16():
-        pytest.skip("this machine multiplies no bfloat16")
+@pytest.mark.parametrize("precision", ("bfloat16", "int8"))
+def test_edited_features_in_a_lesser_precision_stay_near(precision: str) -> None:
     config, tensors = made("v3")
-    fast = CpuPass(config, tensors, torch.bfloat16)
+    fast = pass_in(precision, config, tensors)
     for lengths in BATCHES:
         rows, entries = rows_of(config, lengths), entries_of(lengths)
         for edits in each_alone(config):
@@ -71,15 +80,13 @@ def test_edited_features_in_bfloat16_stay_near() -> None:
                 expected = run_pass(config, tensors, rows, placed)[-1]
                 found = fast(rows, laid(fast, edits, entries))[-1].float()
             cosine = torch.cosine_similarity(found, expected, dim=-1).min().item()
-            assert cosine > BFLOAT16_COSINE, (lengths, edits)
+            assert cosine > LEAST_COSINE, (lengths, edits)
 
 
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
-def test_rows_without_an_edit_keep_every_bit(dtype: torch.dtype) -> None:
-    if dtype == torch.bfloat16 and not kernels.has_bfloat16():
-        pytest.skip("this machine multiplies no bfloat16")
+@pytest.mark.parametrize("precision", ("float32", "bfloat16", "int8"))
+def test_rows_without_an_edit_keep_every_bit(precision: str) -> None:
     config, tensors = made("v3")
-    fast = CpuPass(config, tensors, dtype)
+    fast = pass_in(precision, config, tensors)
     for lengths in BATCHES:
         rows, entries = rows_of(config, lengths), entries_of(lengths)
         with torch.inference_mode():

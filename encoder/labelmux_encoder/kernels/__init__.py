@@ -112,12 +112,16 @@ def has_bfloat16() -> bool:
     return unit_of_this_machine() == "avx512_bf16"
 
 
+def has_int8() -> bool:
+    """Whether this machine multiplies bytes faster than anything wider."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.cpu._is_vnni_supported()
+
+
 def interleave(operand: Tensor) -> Tensor:
-    """A product's right operand as the kernels read it: bfloat16 in pairs of rows. [.., K, N]"""
-    if operand.dtype != torch.bfloat16:
-        return operand
-    pairs = operand.unflatten(-2, (-1, 2)).transpose(-1, -2)  # [.., K/2, N, 2]
-    interleaved: Tensor = pairs.reshape(operand.shape)
+    """A product's right operand as the kernels read it: 4 bytes of K side by side. [.., K, N]"""
+    together = 4 // operand.element_size()
+    groups = operand.unflatten(-2, (-1, together)).transpose(-1, -2)  # [.., K/2, N, 2] of bfloat16
+    interleaved: Tensor = groups.reshape(operand.shape)
     return interleaved
 
 

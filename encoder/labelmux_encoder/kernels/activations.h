@@ -26,28 +26,22 @@ Floats activated(const Floats& x) {
   return x;
 }
 
-template <Activation after, typename From, typename T>
-void activate_row(const From* from, const float* bias, int64_t columns, T* to) {
+template <Activation after, typename Value, typename T>
+void activate_row(const Value& value, int64_t columns, T* to) {
   for (int64_t column = 0; column < columns; column += kLanes) {
     const int64_t count = std::min(kLanes, columns - column);
-    Floats value = count == kLanes ? load(from + column) : load(from + column, count);
-    if (bias) value = value + (count == kLanes ? load(bias + column) : load(bias + column, count));
-    const Floats found = activated<T, after>(value);
-    count == kLanes ? store(found, to + column) : store(found, to + column, count);
+    store(activated<T, after>(value(column, count)), to + column, count);
   }
 }
 
-// to [rows, columns] = after(from [rows, columns] + bias); a null bias adds nothing.
-template <typename From, typename T>
-void finish(const From* from, int64_t rows, int64_t columns, const float* bias, Activation after,
-            T* to, int64_t to_stride) {
-  for (int64_t row = 0; row < rows; ++row, from += columns, to += to_stride) {
-    switch (after) {
-      case Activation::kNone: activate_row<Activation::kNone>(from, bias, columns, to); break;
-      case Activation::kGelu: activate_row<Activation::kGelu>(from, bias, columns, to); break;
-      case Activation::kGeluTanh: activate_row<Activation::kGeluTanh>(from, bias, columns, to); break;
-      case Activation::kRelu: activate_row<Activation::kRelu>(from, bias, columns, to); break;
-    }
+// to [columns] = after(value), which gives the lanes from a column on, of which so many count.
+template <typename Value, typename T>
+void finish_row(const Value& value, int64_t columns, Activation after, T* to) {
+  switch (after) {
+    case Activation::kNone: return activate_row<Activation::kNone>(value, columns, to);
+    case Activation::kGelu: return activate_row<Activation::kGelu>(value, columns, to);
+    case Activation::kGeluTanh: return activate_row<Activation::kGeluTanh>(value, columns, to);
+    case Activation::kRelu: return activate_row<Activation::kRelu>(value, columns, to);
   }
 }
 

@@ -716,8 +716,14 @@ class Run {
     if (edited < chunk_.tokens) inner = linear<T>(attended, of[8], of[9], pass_.activation);
     const int64_t width = inner.size(1);
     edits_.each_row(Site::kFfnIn, [&](int64_t start, int64_t length) {
-      labelmux::finish(before.const_data_ptr<T>() + start * width, length, width, nullptr,
-                       pass_.activation, inner.mutable_data_ptr<T>() + start * width, width);
+      const T* from = before.const_data_ptr<T>();
+      T* to = inner.mutable_data_ptr<T>();
+      for (int64_t at = start * width; at < (start + length) * width; at += width) {
+        const auto value = [&](int64_t column, int64_t lanes) {
+          return labelmux::load(from + at + column, lanes);
+        };
+        labelmux::finish_row(value, width, pass_.activation, to + at);
+      }
     });
     return inner;
   }
@@ -798,7 +804,7 @@ at::Tensor encode(at::TensorList embedding, const at::Tensor& token_ids, const a
                            edit_entries, special, special_starts)};
   TORCH_CHECK(chunk_rows.size() == chunk_sizes.size(), "encode: wrong shapes");
   at::Tensor states = at::empty({pass.layers() + 1, token_ids.size(0), pass.embedding.hidden},
-                                constants[0].options());
+                                relative.options());
   std::vector<Chunk> chunks;
   int64_t first_row = 0, first = 0;
   for (size_t index = 0; index < chunk_rows.size(); ++index) {

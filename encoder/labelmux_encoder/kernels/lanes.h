@@ -6,6 +6,7 @@
 #include <c10/util/BFloat16.h>
 
 #include <algorithm>
+#include <cmath>
 #include <type_traits>
 
 namespace labelmux {
@@ -19,6 +20,11 @@ inline Floats load(const float* from) { return Floats::loadu(from); }
 inline Floats load(const BFloat16* from) {
   return std::get<0>(at::vec::convert_to_float<BFloat16>(
       at::vec::Vectorized<BFloat16>::loadu(from, kLanes)));
+}
+
+inline Floats load(const int32_t* from, int64_t count) {
+  const auto found = at::vec::Vectorized<int32_t>::loadu(from, count);
+  return at::vec::convert_to_fp_of_same_size<float>(found);
 }
 
 inline Floats load(const float* from, int64_t count) { return Floats::loadu(from, count); }
@@ -38,6 +44,20 @@ inline void store(const Floats& values, BFloat16* to) {
                       reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values)));
 #else
   at::vec::convert_from_float<BFloat16>(values, values).store(to, kLanes);
+#endif
+}
+
+// Rounded to whole numbers from 0 to 255.
+inline void store(const Floats& values, uint8_t* to) {
+#if defined(CPU_CAPABILITY_AVX512)
+  const __m512i whole = _mm512_max_epi32(_mm512_cvtps_epi32(values), _mm512_setzero_si512());
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtusepi32_epi8(whole));
+#else
+  float buffer[kLanes];
+  values.store(buffer);
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    to[lane] = static_cast<uint8_t>(std::nearbyint(std::clamp(buffer[lane], 0.0f, 255.0f)));
+  }
 #endif
 }
 

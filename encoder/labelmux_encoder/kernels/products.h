@@ -13,7 +13,7 @@ inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1)
 
 // How many consecutive values of the inner dimension lie together in a product's right operand.
 template <typename T>
-constexpr int64_t kInterleave = std::is_same_v<T, at::BFloat16> ? 2 : 1;
+constexpr int64_t kInterleave = std::is_same_v<T, int8_t> ? 4 : std::is_same_v<T, at::BFloat16> ? 2 : 1;
 
 // c [m, n] = a [m, k] b [k, n], b interleaved; or added to c
 template <typename T>
@@ -21,6 +21,12 @@ void multiply(int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T*
               float* c, int64_t ldc, bool add = false) {
   at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, /*add_C=*/add, a, b, c,
                               /*is_vnni=*/kInterleave<T> == 2);
+}
+
+// The same in whole numbers, which are exact.
+inline void multiply(int64_t m, int64_t n, int64_t k, const uint8_t* a, int64_t lda,
+                     const int8_t* b, int64_t ldb, int32_t* c, int64_t ldc) {
+  at::native::cpublas::brgemm(m, n, k, lda, ldb, ldc, /*add_C=*/false, a, b, c, /*is_vnni=*/true);
 }
 
 // A thread's tile registers, if its products used them.
