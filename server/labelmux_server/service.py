@@ -208,8 +208,12 @@ class Service:
 
     async def change(self, action: str, work: Callable[[Changes], Result]) -> Result:
         """Run one change, after those before it. It completes even if the caller leaves."""
-        loop = asyncio.get_running_loop()
-        result = await loop.run_in_executor(self._changer, work, self._changes)
+
+        def begun() -> Result:
+            with self.batcher.core_for_a_change():
+                return work(self._changes)
+
+        result = await asyncio.get_running_loop().run_in_executor(self._changer, begun)
         self.metrics.record_change(action)
         return result
 
