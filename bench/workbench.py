@@ -138,7 +138,7 @@ class Workbench:
         self._states += 1
         task, data = next(iter(adapters.items()))
         # What is fastest may change from process to process, and canaries know one precision.
-        dtype = str((loaded or self.loaded).encoder.dtype).removeprefix("torch.")
+        dtype = (loaded or self.loaded).encoder.precision
         return Target(
             serve_labelmux(
                 self.folder / f"state-{self._states}",

@@ -68,6 +68,8 @@ class Way(NamedTuple):
     precision: Precision
     #: Of features, and of everything but the products with an encoder's weights.
     dtype: torch.dtype
+    #: How far a token's last features may be off, over their length, as trial rows have it.
+    rounding: float = 0.0
 
 
 class Shares(NamedTuple):
@@ -108,7 +110,7 @@ class FrozenEncoder:
         with torch.inference_mode():
             resident = {name: tensor.to(self.device) for name, tensor in state.items()}
             way = _choose(config, derive(config, resident), self.device, dtype)
-        self._pass, self.precision, self.dtype = way
+        self._pass, self.precision, self.dtype, self.rounding = way
 
     @property
     def shares(self) -> Shares:
@@ -184,11 +186,13 @@ def _choose(
     best = Way(fused or plain, "float32", torch.float32)
     if wanted == "float32":
         return best
-    if wanted != "auto":
-        return _rounded(config, tensors, fused, wanted)
-    for precision in _candidates(config, device, fused):
+    tried = _candidates(config, device, fused) if wanted == "auto" else (wanted,)
+    for precision in tried:
         way = _rounded(config, tensors, fused, precision)
         cosine = _least_cosine(way.run(trial)[-1], expected[-1])
+        way = way._replace(rounding=math.sqrt(max(0.0, 2.0 - 2.0 * cosine)))
+        if wanted != "auto":
+            return way
         if cosine < LEAST_COSINE:
             _log.warning(
                 "%s features are at a cosine of %.4f to float32's, below %s: serving %s",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,16 @@ from labelmux_adapters.canaries import check_canaries, check_fit, serve_logits
 from labelmux_adapters.errors import CanaryMismatchError, ForeignEncoderError, SizeMisfitError
 from labelmux_adapters.files import Adapter, read_adapter, write_adapter
 from labelmux_adapters.kinds import TaskKind
+from labelmux_adapters.methods import METHODS
 from labelmux_adapters.scores import scores_of, thresholds_of, to_scores
 from labelmux_adapters.ytuning import YTuningSizes, expected_tensors, parameter_count
-from labelmux_encoder.weights import LoadedEncoder
+from labelmux_encoder import kernels
+from labelmux_encoder.frozen import Precision
+from labelmux_encoder.weights import LoadedEncoder, load_encoder
 
 MakeAdapter = Callable[..., Adapter]
+
+DEMO = Path(__file__).parents[2] / "server/labelmux_server/demo"
 
 
 def with_manifest(adapter: Adapter, **changes: Any) -> Adapter:
@@ -55,6 +61,28 @@ def test_other_tensors_than_the_trained_ones_are_caught(
     with pytest.raises(CanaryMismatchError) as caught:
         check_canaries(mixed, tiny_encoder)
     assert caught.value.difference > adapter.manifest.canary_tolerance
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_rounding_is_allowed_for_and_an_adapter_that_does_not_act_is_caught(
+    precision: Precision,
+) -> None:
+    if precision == "int8" and not (kernels.load() and kernels.has_int8()):
+        pytest.skip("this machine multiplies no bytes")
+    loaded = load_encoder(dtype=precision)
+    adapters = [read_adapter(path.read_bytes()) for path in sorted(DEMO.glob("*.safetensors"))]
+    assert len(adapters) >= 8
+    for adapter in adapters:
+        check_canaries(adapter, loaded)
+    changing = [each for each in adapters if METHODS[each.manifest.method].edited is not None]
+    assert len(changing) >= 3
+    for adapter in changing:
+        idle = {
+            name: value if name.startswith("head") else torch.zeros_like(value)
+            for name, value in adapter.tensors.items()
+        }
+        with pytest.raises(CanaryMismatchError):
+            check_canaries(read_adapter(write_adapter(adapter.manifest, idle)), loaded)
 
 
 def test_an_overflowing_adapter_is_caught(

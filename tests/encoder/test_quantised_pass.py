@@ -14,6 +14,7 @@ from labelmux_encoder import kernels, model
 from labelmux_encoder.batch import PackedRows
 from labelmux_encoder.config import EncoderConfig
 from labelmux_encoder.cpu_pass import CpuPass, supports_int8
+from labelmux_encoder.edits import Placed, Shift
 from labelmux_encoder.model import Affine, EncoderTensors, derive, run_pass
 from labelmux_encoder.storage import int8_rows
 from labelmux_encoder.weights import read_checkpoint
@@ -116,6 +117,19 @@ def test_what_is_no_number_stays_none_and_its_neighbours_do_not_see_it() -> None
         found = quantised(config, broken)(rows)
     assert found[-1, 0].isnan().all()
     assert torch.equal(found[:, 3:], expected[:, 3:])
+
+
+def test_one_value_that_is_no_number_is_not_lost_in_a_product() -> None:
+    config, tensors = made("v3")
+    fast, rows = quantised(config, tensors), random_rows(config, (3, 4))
+    for at in (0, 17, config.intermediate_size - 1):
+        vectors = torch.zeros(1, config.num_layers, config.intermediate_size)
+        vectors[0, -1, at] = torch.nan
+        with torch.inference_mode():
+            expected = fast(rows)
+            found = fast(rows, [Placed(fast.lay_out(Shift("inner", vectors)), (0, -1))])
+        assert found[-1, :3].isnan().all()
+        assert torch.equal(found[:, 3:], expected[:, 3:])
 
 
 def test_a_text_of_nothing_but_zeros_is_no_division_by_zero() -> None:

@@ -18,7 +18,7 @@ struct ByteScale {
   float zero = 0.0f;
 };
 
-// The bytes from 0 to 255 span the row's values and 0; a value that is no number leaves no number.
+// The bytes from 0 to 255 span the row's values and 0. One that is no number leaves none of the row.
 template <typename T>
 ByteScale to_bytes(const T* row, int64_t count, uint8_t* to) {
   Floats low(0.0f), high(0.0f);
@@ -27,7 +27,9 @@ ByteScale to_bytes(const T* row, int64_t count, uint8_t* to) {
     low = at::vec::minimum(low, value);
     high = at::vec::maximum(high, value);
   }
-  const float lowest = -highest_of(low.neg()), span = highest_of(high) - lowest;
+  // Not always by the extremes, which a reduction may lose.
+  const float fault = 0.0f * sum_of(low + high);
+  const float lowest = -highest_of(low.neg()), span = highest_of(high) - lowest + fault;
   const float scale = span == 0.0f ? 1.0f : span / 255.0f;
   const float zero = std::nearbyint(-lowest / scale);
   for (int64_t at = 0; at < count; at += kLanes) {
