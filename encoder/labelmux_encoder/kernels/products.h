@@ -5,7 +5,6 @@
 #include <c10/util/BFloat16.h>
 
 #include <cstdint>
-#include <type_traits>
 
 namespace labelmux {
 
@@ -13,7 +12,7 @@ inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1)
 
 // How many consecutive values of the inner dimension lie together in a product's right operand.
 template <typename T>
-constexpr int64_t kInterleave = std::is_same_v<T, int8_t> ? 4 : std::is_same_v<T, at::BFloat16> ? 2 : 1;
+constexpr int64_t kInterleave = 4 / sizeof(T);
 
 // c [m, n] = a [m, k] b [k, n], b interleaved; or added to c
 template <typename T>

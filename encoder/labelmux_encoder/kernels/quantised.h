@@ -18,6 +18,9 @@ struct ByteScale {
   float zero = 0.0f;
 };
 
+// Less is nothing: its inverse would overflow.
+constexpr float kLeastSpan = 1e-30f;
+
 // The bytes from 0 to 255 span the row's values and 0. One that is no number leaves none of the row.
 template <typename T>
 ByteScale to_bytes(const T* row, int64_t count, uint8_t* to) {
@@ -30,7 +33,7 @@ ByteScale to_bytes(const T* row, int64_t count, uint8_t* to) {
   // Not always by the extremes, which a reduction may lose.
   const float fault = 0.0f * sum_of(low + high);
   const float lowest = -highest_of(low.neg()), span = highest_of(high) - lowest + fault;
-  const float scale = span == 0.0f ? 1.0f : span / 255.0f;
+  const float scale = span < kLeastSpan ? 1.0f : span / 255.0f;
   const float zero = std::nearbyint(-lowest / scale);
   for (int64_t at = 0; at < count; at += kLanes) {
     const int64_t some = std::min(kLanes, count - at);
