@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.encoder.test_cpu_pass import can_int8
 
 from labelmux_adapters.canaries import check_canaries, check_fit, serve_logits
 from labelmux_adapters.errors import CanaryMismatchError, ForeignEncoderError, SizeMisfitError
@@ -18,7 +19,6 @@ from labelmux_adapters.kinds import TaskKind
 from labelmux_adapters.methods import METHODS
 from labelmux_adapters.scores import scores_of, thresholds_of, to_scores
 from labelmux_adapters.ytuning import YTuningSizes, expected_tensors, parameter_count
-from labelmux_encoder import kernels
 from labelmux_encoder.frozen import Precision
 from labelmux_encoder.weights import LoadedEncoder, load_encoder
 
@@ -67,7 +67,7 @@ def test_other_tensors_than_the_trained_ones_are_caught(
 def test_rounding_is_allowed_for_and_an_adapter_that_does_not_act_is_caught(
     precision: Precision,
 ) -> None:
-    if precision == "int8" and not (kernels.load() and kernels.has_int8()):
+    if precision == "int8" and not can_int8():
         pytest.skip("this machine multiplies no bytes")
     loaded = load_encoder(dtype=precision)
     adapters = [read_adapter(path.read_bytes()) for path in sorted(DEMO.glob("*.safetensors"))]

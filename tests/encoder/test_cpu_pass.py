@@ -34,6 +34,11 @@ BATCHES = ((1,), (2, 1), (16, 17), (5, 128, 31), (129, 3), (512, 1, 300, 128), (
 needs_kernels = pytest.mark.skipif(not kernels.load(), reason="the kernels are not built here")
 
 
+def can_int8() -> bool:
+    """Whether the kernels are built here, on a machine that multiplies bytes."""
+    return kernels.load() and kernels.has_int8()
+
+
 def random_rows(config: EncoderConfig, lengths: tuple[int, ...]) -> PackedRows:
     generator = torch.Generator().manual_seed(len(lengths))
     tokens = sum(lengths)

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from tests.encoder.test_cpu_pass import can_int8
 from tests.encoder.test_model import VARIANTS, stock
 
 from labelmux_encoder import frozen, kernels
@@ -24,10 +25,6 @@ needs_kernels = pytest.mark.skipif(not kernels.load(), reason="the kernels are n
 def frozen_encoder(dtype: Dtype = "float32", name: str = "v3") -> FrozenEncoder:
     model, config = stock(VARIANTS[name])
     return FrozenEncoder(config, model.state_dict(), "sha256:test", dtype=dtype)
-
-
-def can_int8() -> bool:
-    return kernels.load() and kernels.has_int8()
 
 
 def plain_features(name: str = "v3") -> torch.Tensor:

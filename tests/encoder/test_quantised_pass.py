@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from tests.encoder.test_cpu_pass import BATCHES, ROW_TOLERANCE, made, random_rows
+from tests.encoder.test_cpu_pass import BATCHES, ROW_TOLERANCE, can_int8, made, random_rows
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,9 +19,7 @@ from labelmux_encoder.model import Affine, EncoderTensors, derive, run_pass
 from labelmux_encoder.storage import int8_rows
 from labelmux_encoder.weights import read_checkpoint
 
-pytestmark = pytest.mark.skipif(
-    not (kernels.load() and kernels.has_int8()), reason="this machine multiplies no bytes"
-)
+pytestmark = pytest.mark.skipif(not can_int8(), reason="this machine multiplies no bytes")
 
 #: Sums of floats differ in their last digits, and with them now and then a byte.
 ORACLE_COSINE = 0.9999
