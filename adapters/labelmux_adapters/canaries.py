@@ -7,14 +7,19 @@ serving path shows that the file, this encoder and this code agree.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from labelmux_adapters.bank import Bank
+from labelmux_adapters.bank import Bank, EditSlot, Slot
 from labelmux_adapters.errors import CanaryMismatchError, ForeignEncoderError, SizeMisfitError
 from labelmux_adapters.files import Adapter
+from labelmux_adapters.manifest import Manifest
 from labelmux_encoder.batch import pack_rows
 from labelmux_encoder.frozen import FrozenEncoder
 from labelmux_encoder.tokenizer import TextInput
@@ -25,6 +30,15 @@ from labelmux_encoder.weights import LoadedEncoder
 #: 0.06 in int8. The demo adapters need 0.004 and 0.021 at most, 60 of random weights 0.026 and
 #: 0.029; without what it does to the pass each demo adapter that does is off by 0.36 and more.
 _LEAST_SHARE, _ROUNDINGS = 0.04, 2.0
+#: Of features of canaries' texts; eight short ones of the bundled encoder are 1 MiB.
+_KEPT_BYTES = 16 * 1024 * 1024
+
+_TextsKey = tuple[tuple[TextInput, ...], int]
+
+
+class _Read(NamedTuple):
+    features: Tensor  # [L+1, N, H]
+    lengths: tuple[int, ...]
 
 
 def check_fit(adapter: Adapter, encoder: FrozenEncoder) -> None:
@@ -50,25 +64,80 @@ def check_fit(adapter: Adapter, encoder: FrozenEncoder) -> None:
 
 
 def check_canaries(adapter: Adapter, loaded: LoadedEncoder) -> None:
-    """Return if the adapter fits this encoder and gives its canaries' logits.
+    """Return if the adapter fits this encoder and gives its canaries' logits. For any thread.
 
     Raises:
-        CanaryMismatchError: a logit is not finite, or differs by more than the manifest's
-            tolerance.
-        AdapterMisfitError: as ``check_fit`` raises.
+        CanaryMismatchError, AdapterMisfitError: as ``Admission.admit``.
     """
-    check_fit(adapter, loaded.encoder)
-    manifest = adapter.manifest
-    texts = [(c.text, c.pair) if c.pair is not None else c.text for c in manifest.canaries]
-    found = serve_logits(adapter, loaded, texts)
-    expected = [np.asarray(canary.logits, np.float32) for canary in manifest.canaries]
-    span = float(np.ptp(np.concatenate(expected).astype(np.float64)))
-    tolerance = manifest.canary_tolerance + _rounding(loaded.encoder) * span
-    for index, (wanted, logits) in enumerate(zip(expected, found, strict=True)):
-        same_tokens = logits.size == wanted.size
-        difference = float(np.abs(logits.ravel() - wanted).max()) if same_tokens else math.inf
-        if not (math.isfinite(difference) and difference <= tolerance):
-            raise CanaryMismatchError(index, difference, tolerance)
+    Admission(loaded, Bank.beside(loaded.encoder)).admit(adapter)
+
+
+class Admission:
+    """The way into a bank, past the canaries. Not for two threads at once."""
+
+    def __init__(self, loaded: LoadedEncoder, bank: Bank) -> None:
+        """``bank``: beside this encoder."""
+        self._loaded = loaded
+        self._bank = bank
+        #: A task's versions mostly bring the same canaries.
+        self._kept: OrderedDict[_TextsKey, _Read] = OrderedDict()
+
+    def admit(self, adapter: Adapter) -> Slot:
+        """The adapter's slot, once it gives its canaries' logits there.
+
+        Whatever is raised, it is not in the bank then.
+
+        Raises:
+            CanaryMismatchError: a logit is not finite, or differs by more than the manifest's
+                tolerance.
+            AdapterMisfitError: as ``check_fit`` raises.
+        """
+        check_fit(adapter, self._loaded.encoder)
+        with ExitStack() as undo:
+            slot = self._bank.add(adapter)
+            undo.callback(self._bank.remove, slot)
+            self._compare(adapter.manifest, slot)
+            undo.pop_all()
+        return slot
+
+    def logits(
+        self, manifest: Manifest, slot: Slot, texts: Sequence[TextInput]
+    ) -> list[NDArray[np.float32]]:
+        """Uncalibrated logits of the texts in one batch, by the path that serves requests."""
+        read = self._encode(tuple(texts), manifest.max_tokens, slot.edit)
+        rows = [(index, slot) for index in range(len(texts))]
+        return self._bank.readout(read.features, read.lengths, rows)
+
+    def _compare(self, manifest: Manifest, slot: Slot) -> None:
+        texts = [(c.text, c.pair) if c.pair is not None else c.text for c in manifest.canaries]
+        found = self.logits(manifest, slot, texts)
+        expected = [np.asarray(canary.logits, np.float32) for canary in manifest.canaries]
+        span = float(np.ptp(np.concatenate(expected).astype(np.float64)))
+        tolerance = manifest.canary_tolerance + _rounding(self._loaded.encoder) * span
+        for index, (wanted, logits) in enumerate(zip(expected, found, strict=True)):
+            same_tokens = logits.size == wanted.size
+            difference = float(np.abs(logits.ravel() - wanted).max()) if same_tokens else math.inf
+            if not (math.isfinite(difference) and difference <= tolerance):
+                raise CanaryMismatchError(index, difference, tolerance)
+
+    def _encode(
+        self, texts: tuple[TextInput, ...], max_tokens: int, edit: EditSlot | None
+    ) -> _Read:
+        key = (texts, max_tokens)
+        if edit is None and key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        batch = pack_rows(self._loaded.tokenizer.encode(texts, max_tokens))
+        features = self._loaded.encoder(batch, self._bank.edits([edit] * len(texts)))
+        read = _Read(features, batch.lengths)
+        if edit is None:
+            self._keep(key, read)
+        return read
+
+    def _keep(self, key: _TextsKey, read: _Read) -> None:
+        self._kept[key] = read
+        while sum(each.features.nbytes for each in self._kept.values()) > _KEPT_BYTES:
+            self._kept.popitem(last=False)
 
 
 def _rounding(encoder: FrozenEncoder) -> float:
@@ -84,9 +153,4 @@ def serve_logits(
     Each [K], or [T, K] of a token task, special tokens included. Any thread may call it.
     """
     bank = Bank.beside(loaded.encoder)
-    slot = bank.add(adapter)
-    tokens = loaded.tokenizer.encode(texts, adapter.manifest.max_tokens)
-    batch = pack_rows(tokens)
-    wanted = [(index, slot) for index in range(len(texts))]
-    features = loaded.encoder(batch, bank.edits([slot.edit] * len(texts)))
-    return bank.readout(features, batch.lengths, wanted)
+    return Admission(loaded, bank).logits(adapter.manifest, bank.add(adapter), texts)

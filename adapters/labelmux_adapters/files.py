@@ -109,10 +109,9 @@ def read_adapter(data: bytes, limits: FileLimits = DEFAULT_LIMITS) -> Adapter:
     """
     description = describe_adapter(data, limits)
     start = _PREFIX_BYTES + _header_bytes(data)
-    arrays = {
+    tensors = {
         name: _read_values(data, start, name, entry) for name, entry in description.entries.items()
     }
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return Adapter(description.manifest, MappingProxyType(tensors), description.digest)
 
 
@@ -269,18 +268,19 @@ def _check_cover(entries: Mapping[str, TensorEntry], start: int, total_bytes: in
         raise TensorOffsetsError(last, found, f"{surplus} bytes follow the last tensor")
 
 
-def _read_values(data: bytes, start: int, name: str, entry: TensorEntry) -> NDArray[np.float32]:
+def _read_values(data: bytes, start: int, name: str, entry: TensorEntry) -> Tensor:
     stored = np.frombuffer(
         data,
         dtype=_STORED_AS[entry.dtype],
         count=(entry.end - entry.begin) // DTYPE_BYTES[entry.dtype],
         offset=start + entry.begin,
     )
-    finite = int(np.count_nonzero(np.isfinite(stored)))
-    if finite != stored.size:
-        raise NonFiniteTensorError(name, stored.size - finite)
-    values: NDArray[np.float32] = stored.astype(np.float32).reshape(entry.shape)
-    return values
+    # The copy is aligned and may be written to, which the file's bytes need not be.
+    values = torch.from_numpy(stored.copy()).float()
+    finite = np.isfinite(values.numpy())
+    if not finite.all():
+        raise NonFiniteTensorError(name, int(np.count_nonzero(~finite)))
+    return values.reshape(entry.shape)
 
 
 def _to_array(name: str, tensor: Tensor) -> NDArray[Any]:

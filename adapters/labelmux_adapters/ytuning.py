@@ -124,6 +124,13 @@ def _near_zero(*shape: int) -> nn.Parameter:
     return nn.Parameter(values if values.is_meta else values.normal_(std=0.02))
 
 
+class _Linear(nn.Linear):
+    @override
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class Readout(nn.Module):
     """What both trainable forms share: the labels, the mix of features, the last block."""
 
@@ -135,15 +142,15 @@ class Readout(nn.Module):
         self.mix_scale = nn.Parameter(torch.ones(1))
         self.task_vector = _near_zero(width)
         self.label_vectors = _near_zero(labels, width)
-        self.self_query = nn.Linear(width, width)
-        self.self_key = nn.Linear(width, width)
-        self.self_value = nn.Linear(width, width)
-        self.self_out = nn.Linear(width, width)
+        self.self_query = _Linear(width, width)
+        self.self_key = _Linear(width, width)
+        self.self_value = _Linear(width, width)
+        self.self_out = _Linear(width, width)
         self.self_norm = nn.LayerNorm(width)
-        self.pooled = nn.Linear(hidden, width)
+        self.pooled = _Linear(hidden, width)
         self.cross_norm = nn.LayerNorm(width)
-        self.ffn_in = nn.Linear(width, sizes.ffn)
-        self.ffn_out = nn.Linear(sizes.ffn, width)
+        self.ffn_in = _Linear(width, sizes.ffn)
+        self.ffn_out = _Linear(sizes.ffn, width)
         self.ffn_norm = nn.LayerNorm(width)
         self._dropout = nn.Dropout(dropout)
 
@@ -212,11 +219,11 @@ class YTuning(Readout):
     def __init__(self, sizes: YTuningSizes, labels: int, dropout: float = 0.1) -> None:
         super().__init__(sizes, labels, dropout)
         hidden, width = sizes.hidden, sizes.width
-        self.cross_query = nn.Linear(width, width)
+        self.cross_query = _Linear(width, width)
         # A key bias would add one constant to every token's logit and cancel in the softmax.
-        self.cross_key = nn.Linear(hidden, width, bias=False)
-        self.cross_value = nn.Linear(hidden, width)
-        self.cross_out = nn.Linear(width, width)
+        self.cross_key = _Linear(hidden, width, bias=False)
+        self.cross_value = _Linear(hidden, width)
+        self.cross_out = _Linear(width, width)
 
     @override
     def _adding(self) -> list[nn.Linear]:

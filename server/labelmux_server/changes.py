@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from labelmux_adapters.canaries import check_canaries
+from labelmux_adapters.bank import Bank
+from labelmux_adapters.canaries import Admission
 from labelmux_adapters.errors import AdapterError, ForeignEncoderError
 from labelmux_adapters.files import DEFAULT_LIMITS, Adapter, FileLimits, read_adapter
 from labelmux_encoder.weights import LoadedEncoder
@@ -78,6 +79,7 @@ class Changes:
         store: Store,
         registry: Registry,
         library: Library,
+        bank: Bank,
         residency: Residency,
         pins: Pins,
         loaded: LoadedEncoder,
@@ -86,6 +88,7 @@ class Changes:
         self._store = store
         self._registry = registry
         self._library = library
+        self._admission = Admission(loaded, bank)
         self._residency = residency
         self._pins = pins
         self._loaded = loaded
@@ -132,7 +135,6 @@ class Changes:
                 self._make_active(known, "activate", by)
             return Uploaded(known, created=False)
         self._check_room(task)
-        check_canaries(adapter, self._loaded)
         return self._add(task, data, adapter, by, activate=activate or task not in self._registry)
 
     def activate(
@@ -288,26 +290,27 @@ class Changes:
     def _add(
         self, task: str, data: bytes, adapter: Adapter, by: str | None, *, activate: bool
     ) -> Uploaded:
-        known = self._store.versions(task)
-        stored = [record for record in known if record.digest == adapter.digest]
+        # Left out at the start, or of an upload that the disk did not take to its end.
+        stored = self._store.find_version(task, adapter.digest)
         record = VersionRecord(
             task=task,
-            number=stored[0].number if stored else self._store.next_number(task),
+            number=stored.number if stored else self._store.next_number(task),
             digest=adapter.digest,
             size_bytes=len(data),
-            created_at=stored[0].created_at if stored else datetime.now(UTC),
+            created_at=stored.created_at if stored else datetime.now(UTC),
             active=activate,
         )
         version = self._version(record, adapter.manifest.pair)
-        self._residency.put(adapter)
+        self._residency.put(adapter, self._admission.admit(adapter))
         try:
             with self._pins.moving_to(version) if activate else nullcontext():
                 self._store.blobs.put(record.digest, data)
-                self._store.put_manifest(record.digest, adapter.manifest)
-                if not stored:
-                    self._store.add_version(record, by)
-                elif activate:
-                    self._store.activate(task, record.number, "upload", by)
+                if stored is None:
+                    self._store.add_version(record, adapter.manifest, by)
+                else:
+                    self._store.put_manifest(record.digest, adapter.manifest)
+                    if activate:
+                        self._store.activate(task, record.number, "upload", by)
                 self._registry.add(version, activate=activate)
         except StorageError:
             if not self._registry.names_digest(record.digest):

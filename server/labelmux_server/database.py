@@ -46,7 +46,7 @@ class VersionRow(_Base):
     __tablename__ = "versions"
     task: Mapped[str] = mapped_column(ForeignKey("tasks.name"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
-    digest: Mapped[str]
+    digest: Mapped[str] = mapped_column(index=True)
     size_bytes: Mapped[int]
     created_at: Mapped[str]
 
@@ -197,7 +197,7 @@ def _create(engine: Engine, state_dir: Path) -> None:
 
 
 def _add_columns(engine: Engine) -> None:
-    """Columns that a release added since the folder was made; each may be empty."""
+    """Columns and indexes that a release added since the folder was made; each may be empty."""
     for table in _Base.metadata.sorted_tables:
         present = {column["name"] for column in inspect(engine).get_columns(table.name)}
         for column in table.columns:
@@ -205,6 +205,8 @@ def _add_columns(engine: Engine) -> None:
                 words = CreateColumn(column).compile(dialect=engine.dialect)
                 with engine.begin() as connection:
                     connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {words}")
+        for index in table.indexes:
+            index.create(engine, checkfirst=True)
 
 
 def _engine(path: Path) -> Engine:

@@ -13,6 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from labelmux_adapters.bank import Bank, Slot
@@ -138,27 +139,34 @@ class Residency:
             place = self._places.get(version.digest)
             if place is None:
                 place = self._admit(version.digest, size_bytes)
-                self._pool.submit(self._load, place, lambda: self._read(version))
+                self._pool.submit(self._load, place, lambda: self._bank.add(self._read(version)))
             return self._hold(place)
 
-    def put(self, adapter: Adapter) -> None:
+    def put(self, adapter: Adapter, slot: Slot | None = None) -> None:
         """Make an adapter that is at hand resident.
+
+        Args:
+            slot: its own in the bank, where it has one. It is taken over, or given back.
 
         Raises:
             BankFullError: what is held already leaves no room for it.
         """
         size_bytes = self._bank.bytes_of(adapter.manifest)
-        while True:
-            with self._lock:
-                known = self._places.get(adapter.digest)
-                place = known or self._admit(adapter.digest, size_bytes)
-            if known is None:
-                self._load(place, lambda: adapter)
-                place.slot.result()
-                return
-            # A load that is under way reads the file, which may be what this upload replaces.
-            if place.slot.exception() is None:
-                return
+        with ExitStack() as undo:
+            if slot is not None:
+                undo.callback(self._bank.remove, slot)
+            while True:
+                with self._lock:
+                    known = self._places.get(adapter.digest)
+                    place = known or self._admit(adapter.digest, size_bytes)
+                if known is None:
+                    undo.pop_all()
+                    self._load(place, lambda: slot or self._bank.add(adapter))
+                    place.slot.result()
+                    return
+                # A load that is under way reads the file, which may be what this upload replaces.
+                if place.slot.exception() is None:
+                    return
 
     def forget(self, digest: str) -> None:
         """Nothing names this adapter any more: it leaves when its last hold does."""
@@ -214,10 +222,10 @@ class Residency:
         self._bytes += size_bytes
         return place
 
-    def _load(self, place: _Place, read: Callable[[], Adapter]) -> None:
+    def _load(self, place: _Place, add: Callable[[], Slot]) -> None:
         started = time.monotonic()
         try:
-            slot = self._bank.add(read())
+            slot = add()
         except Exception as error:  # noqa: BLE001 - whoever waits gets it
             self._fail(place, _told(error))
             return

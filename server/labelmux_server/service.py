@@ -83,7 +83,14 @@ class Service:
         )
         pins = Pins(self.residency, settings.pin)
         self._changes = Changes(
-            store, self.registry, library, self.residency, pins, loaded, _upload_limits(settings)
+            store,
+            self.registry,
+            library,
+            self._bank,
+            self.residency,
+            pins,
+            loaded,
+            _upload_limits(settings),
         )
         self._changes.load_stored()
         self._seed()

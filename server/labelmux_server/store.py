@@ -9,6 +9,7 @@ a task are never used twice, not even after it was deleted.
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -137,6 +138,15 @@ class Store:
             rows = session.execute(query.order_by(VersionRow.task, VersionRow.number)).all()
             return [_version_record(row, active) for row, active in rows]
 
+    def find_version(self, task: str, digest: str) -> VersionRecord | None:
+        """The version of a task with these bytes."""
+        query = select(VersionRow, TaskRow.active).join(TaskRow, TaskRow.name == VersionRow.task)
+        with self._reading() as session:
+            found = session.execute(
+                query.where(VersionRow.digest == digest, VersionRow.task == task)
+            ).first()
+            return None if found is None else _version_record(*found)
+
     def adapters(self) -> dict[str, AdapterRecord]:
         """Every adapter whose manifest is stored, by digest."""
         query = select(ManifestRow.digest, ManifestRow.encoder_fingerprint, ManifestRow.pair)
@@ -154,14 +164,7 @@ class Store:
     def put_manifest(self, digest: str, manifest: Manifest) -> None:
         """Store what an adapter says of itself, before a version names it."""
         with self._change() as session:
-            session.merge(
-                ManifestRow(
-                    digest=digest,
-                    encoder_fingerprint=manifest.encoder_fingerprint,
-                    pair=manifest.pair,
-                    text=manifest.to_json(),
-                )
-            )
+            session.merge(_manifest_row(digest, manifest))
 
     def sweep_manifests(self) -> None:
         """Remove what no version needs."""
@@ -187,9 +190,10 @@ class Store:
             query = select(func.max(HistoryRow.version)).where(HistoryRow.task == task)
             return (session.scalar(query) or 0) + 1
 
-    def add_version(self, record: VersionRecord, by: str | None = None) -> None:
+    def add_version(self, record: VersionRecord, manifest: Manifest, by: str | None = None) -> None:
         """Store a version whose blob is durable, and make it active if it says so."""
         with self._change() as session:
+            session.merge(_manifest_row(record.digest, manifest))
             if session.get(TaskRow, record.task) is None:
                 session.add(TaskRow(name=record.task, active=record.number))
                 session.flush()
@@ -304,13 +308,20 @@ class Store:
         with self._reading() as session:
             return set(session.scalars(select(VersionRow.digest)))
 
+    def _needed_of(self, digests: set[str]) -> set[str]:
+        # One parameter, however many they are.
+        listed = func.json_each(json.dumps(sorted(digests))).table_valued("value")
+        query = select(VersionRow.digest).where(VersionRow.digest.in_(select(listed.c.value)))
+        with self._reading() as session:
+            return set(session.scalars(query))
+
     def drop_unneeded(self, digests: set[str]) -> None:
         """Remove those of these files that no version needs.
 
         No change hangs on it: what cannot be removed is left for the next start's sweep.
         """
         try:
-            for digest in digests - self.needed_digests():
+            for digest in digests - self._needed_of(digests):
                 self.blobs.remove(digest)
         except StorageError as error:
             _log.warning("adapter files that no version needs are left until a restart: %s", error)
@@ -337,6 +348,15 @@ class Store:
     def _set_fact(self, name: str, value: str) -> None:
         with self._change() as session:
             session.merge(FactRow(name=name, value=value))
+
+
+def _manifest_row(digest: str, manifest: Manifest) -> ManifestRow:
+    return ManifestRow(
+        digest=digest,
+        encoder_fingerprint=manifest.encoder_fingerprint,
+        pair=manifest.pair,
+        text=manifest.to_json(),
+    )
 
 
 def _make_active(session: Session, task: str, number: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,20 @@ import numpy as np
 import pytest
 import torch
 from tests.encoder.test_cpu_pass import can_int8
+from torch import Tensor
 
-from labelmux_adapters.canaries import check_canaries, check_fit, serve_logits
+from labelmux_adapters import canaries
+from labelmux_adapters.bank import Bank
+from labelmux_adapters.canaries import Admission, check_canaries, check_fit, serve_logits
 from labelmux_adapters.errors import CanaryMismatchError, ForeignEncoderError, SizeMisfitError
 from labelmux_adapters.files import Adapter, read_adapter, write_adapter
 from labelmux_adapters.kinds import TaskKind
 from labelmux_adapters.methods import METHODS
 from labelmux_adapters.scores import scores_of, thresholds_of, to_scores
 from labelmux_adapters.ytuning import YTuningSizes, expected_tensors, parameter_count
-from labelmux_encoder.frozen import Precision
+from labelmux_encoder.batch import PackedRows
+from labelmux_encoder.edits import Placed
+from labelmux_encoder.frozen import FrozenEncoder, Precision
 from labelmux_encoder.weights import LoadedEncoder, load_encoder
 
 MakeAdapter = Callable[..., Adapter]
@@ -100,11 +105,68 @@ def test_logits_that_are_not_finite_are_caught_whatever_the_tolerance(
     adapter = make_adapter()
     canaries = adapter.manifest.canaries
     broken = [np.full(len(canary.logits), np.inf, np.float32) for canary in canaries]
-    monkeypatch.setattr("labelmux_adapters.canaries.serve_logits", lambda *_: broken)
+    monkeypatch.setattr(Bank, "readout", lambda *_: broken)
     anything = adapter.manifest.model_copy(update={"canary_tolerance": np.inf})
     with pytest.raises(CanaryMismatchError) as caught:
         check_canaries(replace(adapter, manifest=anything), tiny_encoder)
     assert caught.value.difference is None
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each pass had from now on."""
+    passes: list[int] = []
+    encode = FrozenEncoder.__call__
+
+    def count(self: FrozenEncoder, rows: PackedRows, edits: Sequence[Placed] = ()) -> Tensor:
+        passes.append(len(rows.lengths))
+        return encode(self, rows, edits)
+
+    monkeypatch.setattr(FrozenEncoder, "__call__", count)
+    return passes
+
+
+def test_versions_with_the_same_canaries_share_a_pass_unless_they_change_it(
+    make_adapter: MakeAdapter, tiny_encoder: LoadedEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = [make_adapter(seed=seed) for seed in (0, 1)]
+    edited = [make_adapter(seed=seed, method="pasta") for seed in (0, 1)]
+    passes = counted(monkeypatch)
+    bank = Bank.beside(tiny_encoder.encoder)
+    admission = Admission(tiny_encoder, bank)
+    slots = [admission.admit(adapter) for adapter in plain]
+    assert len(passes) == 1
+    slots += [admission.admit(adapter) for adapter in edited]
+    assert len(passes) == 3
+    assert len(set(slots)) == 4
+    mixed = read_adapter(write_adapter(plain[0].manifest, plain[1].tensors))
+    with pytest.raises(CanaryMismatchError):
+        admission.admit(mixed)
+    assert len(passes) == 3
+
+
+def test_features_of_canaries_stay_within_a_budget(
+    make_adapter: MakeAdapter, tiny_encoder: LoadedEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = make_adapter()
+    monkeypatch.setattr(canaries, "_KEPT_BYTES", 1)
+    passes = counted(monkeypatch)
+    admission = Admission(tiny_encoder, Bank.beside(tiny_encoder.encoder))
+    for _ in range(2):
+        admission.admit(adapter)
+    assert len(passes) == 2
+
+
+def test_what_is_refused_is_not_in_the_bank(
+    make_adapter: MakeAdapter, tiny_encoder: LoadedEncoder
+) -> None:
+    adapter = make_adapter()
+    bank = Bank.beside(tiny_encoder.encoder)
+    admission = Admission(tiny_encoder, bank)
+    first = admission.admit(adapter)
+    mixed = read_adapter(write_adapter(adapter.manifest, make_adapter(seed=1).tensors))
+    with pytest.raises(CanaryMismatchError):
+        admission.admit(mixed)
+    assert admission.admit(adapter).place == first.place + 1
 
 
 def test_a_foreign_encoder_is_named(make_adapter: MakeAdapter, tiny_encoder: LoadedEncoder) -> None:

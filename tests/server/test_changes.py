@@ -36,7 +36,7 @@ class World:
 
     def __init__(self, folder, loaded) -> None:
         self.store = Store(folder)
-        self.bank = CountingBank()
+        self.bank = CountingBank.beside(loaded.encoder)
         self.registry = Registry()
         self.library = Library(self.store, self.registry, loaded.encoder)
         self.residency = Residency(self.bank, self.library.adapter, 1 << 30, Metrics(8))
@@ -44,6 +44,7 @@ class World:
             self.store,
             self.registry,
             self.library,
+            self.bank,
             self.residency,
             Pins(self.residency),
             loaded,

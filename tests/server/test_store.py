@@ -4,7 +4,10 @@ import hashlib
 import os
 import sqlite3
 import stat
+from contextlib import closing
 from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -14,6 +17,8 @@ from labelmux_server.history import HistoryRecord, previous_active
 from labelmux_server.store import Store, VersionRecord
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+#: As much of a manifest as the store reads.
+MANIFEST: Any = SimpleNamespace(encoder_fingerprint="f", pair=False, to_json=lambda: "{}")
 
 
 @pytest.fixture
@@ -28,7 +33,7 @@ def add(store: Store, task: str, data: bytes) -> VersionRecord:
         task, store.next_number(task), digest_of(data), len(data), NOW, active=True
     )
     store.blobs.put(record.digest, data)
-    store.add_version(record)
+    store.add_version(record, MANIFEST)
     return record
 
 
@@ -84,6 +89,19 @@ def test_a_blob_goes_with_the_last_version_that_needs_it(store):
     store.delete_task("b")
     with pytest.raises(DamagedBlobError):
         store.blobs.read(digest)
+
+
+def test_an_earlier_release_s_folder_gets_the_indexes_that_it_lacks(tmp_path):
+    Store(tmp_path).close()
+    with closing(sqlite3.connect(tmp_path / "labelmux.sqlite")) as connection:
+        connection.execute("DROP INDEX ix_versions_digest")
+    store = Store(tmp_path)
+    digest = add(store, "t", b"one").digest
+    with store._engine.connect() as connection:
+        query = f"EXPLAIN QUERY PLAN SELECT number FROM versions WHERE digest = '{digest}'"
+        (plan,) = connection.exec_driver_sql(query).all()
+    assert "ix_versions_digest" in plan[-1]
+    store.close()
 
 
 def test_one_folder_serves_one_server(tmp_path, store):
