@@ -122,6 +122,11 @@ class FrozenEncoder:
         if isinstance(self._pass, CpuPass):
             kernels.use_threads(count)
 
+    def give_way(self, niceness: int) -> None:
+        """Let the threads that help passes give way to the rest of the machine."""
+        if isinstance(self._pass, CpuPass):
+            kernels.give_way(niceness)
+
     def lay_out(self, edit: Edit) -> Edit:
         """The edit in the form that this encoder's pass reads, on its device."""
         return self._pass.lay_out(edit)
@@ -155,10 +160,13 @@ class FrozenEncoder:
                 return done
             ids = torch.zeros(sum(lengths), dtype=torch.int64)
             rows = PackedRows(ids, ids, lengths)
-            self(rows)
-            if divided:
-                with kernels.one_thread():
-                    self(rows)
+            if not divided:
+                self(rows)
+                continue
+            with kernels.each_thread():
+                self(rows)
+            with kernels.one_thread():
+                self(rows)
         return done + 1
 
 

@@ -75,7 +75,6 @@ class Batcher:
         #: How long a request waits for the event loop, which tells.
         self.loop_s = 0.0
         #: Changes under way, each on a core of its own.
-        self._changes = 0
         #: Of full batches lately; 0 before the first.
         self._token_s = 0.0
         #: Rows that those whom the last batch answered may ask for next, and until when.
@@ -232,26 +231,6 @@ class Batcher:
         return self._queue_s + self.loop_s
 
     @property
-    def threads(self) -> int:
-        """How many a pass of all that waits may take."""
-        return max(self._limits.max_shares - (self._changes > 0), 1)
-
-    @contextmanager
-    def core_for_a_change(self) -> Iterator[None]:
-        """Leave a core to the calling thread.
-
-        A thread of a pass that shared its core would hold up all others, at every product.
-        """
-        with self._lock:
-            self._changes += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._changes -= 1
-                self._wake()
-
-    @property
     def _queue_s(self) -> float:
         """The queue's part of it; 0 before any batch was full."""
         return (self._running_tokens + self._tokens + self._expected_tokens) * self._token_s
@@ -264,7 +243,7 @@ class Batcher:
         loop_is_behind = self.loop_s > _LOOP_BEHIND_S
         return (
             self._tokens >= self._limits.min_share_tokens
-            and len(self._running) < self._limits.max_shares - (self._changes > 0 or loop_is_behind)
+            and len(self._running) < self._limits.max_shares - loop_is_behind
             and all(batch.one_thread for batch in self._running)
         )
 

@@ -32,7 +32,7 @@ from labelmux_server.errors import (
 from labelmux_server.feature_cache import FeatureCache
 from labelmux_server.metrics import Metrics
 from labelmux_server.submission import Batch, EncoderRow, Fault, Times
-from labelmux_server.threads import give_way
+from labelmux_server.threads import NICENESS, give_way
 
 #: Tokens of one readout that pads. Padding costs more than calls on a CPU: 128 mixed texts
 #: took 0.76 ms each at once and 0.21 in parts. A GPU is the other way round.
@@ -120,6 +120,7 @@ class Replica:
 
     def _run(self, work: _Work) -> None:
         give_way()
+        self._loaded.encoder.give_way(NICENESS)
         try:
             if not work.helper:  # here, since what products compile is kept for each thread
                 self._loaded.encoder.warm_up(_WARM_UP_S)
@@ -128,9 +129,7 @@ class Replica:
                 work.since_s = time.monotonic()
                 work.unanswered = [batch]
                 if self._passes > 1:
-                    self._loaded.encoder.use_threads(
-                        1 if batch.one_thread else self._batcher.threads
-                    )
+                    self._loaded.encoder.use_threads(1 if batch.one_thread else self._passes)
                 self._serve(batch, work)
                 work.since_s = math.inf
         except BaseException as error:  # noqa: BLE001 - the thread's end: whoever waits is told

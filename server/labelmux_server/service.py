@@ -34,7 +34,7 @@ from labelmux_server.residency import Residency
 from labelmux_server.settings import Settings
 from labelmux_server.shadows import Shadows
 from labelmux_server.store import Store
-from labelmux_server.threads import give_way, in_own_thread
+from labelmux_server.threads import give_way
 from labelmux_server.tokenizer_pool import TokenizerPool
 from labelmux_server.turns import Turns
 
@@ -172,7 +172,7 @@ class Service:
                 undo.pop_all()
                 return service
 
-        service = await in_own_thread(build)
+        service = await asyncio.to_thread(build)
         await service._warm_up()
         service._turns.start()
         return service
@@ -216,11 +216,8 @@ class Service:
     async def change(self, action: str, work: Callable[[Changes], Result]) -> Result:
         """Run one change, after those before it. It completes even if the caller leaves."""
 
-        def begun() -> Result:
-            with self.batcher.core_for_a_change():
-                return work(self._changes)
-
-        result = await asyncio.get_running_loop().run_in_executor(self._changer, begun)
+        loop = asyncio.get_running_loop()
+        result = await loop.run_in_executor(self._changer, work, self._changes)
         self.metrics.record_change(action)
         return result
 

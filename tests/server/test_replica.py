@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labelmux_encoder.frozen import FrozenEncoder
-from labelmux_server import service as service_module
-from labelmux_server.metrics import Metrics
 from labelmux_server.replica import parts
-from labelmux_server.settings import Settings
 from labelmux_server.submission import EncoderRow
 
 TEXTS = ("a good film", "the soup was cold", "two dogs play in the snow", "win a prize " * 12)
@@ -35,33 +29,6 @@ async def metrics(client) -> dict[str, float]:
         name: float(value)
         for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
     }
-
-
-def test_the_threads_that_compute_during_a_start_end_with_it(
-    tmp_path, tiny_encoder, monkeypatch
-) -> None:
-    """OpenMP's threads of theirs would live on, and the passes' threads sleep between products."""
-    loaders, warmers = [], []
-
-    def load(*_, **__):
-        loaders.append(threading.current_thread())
-        return tiny_encoder
-
-    def warm_up(*_):
-        warmers.append(threading.current_thread().name)
-        return 0
-
-    monkeypatch.setattr(service_module, "load_encoder", load)
-    monkeypatch.setattr(FrozenEncoder, "warm_up", warm_up)
-
-    async def scenario() -> None:
-        settings = Settings(state_dir=tmp_path, no_demo=True)
-        service = await service_module.Service.start(settings, None, Metrics(settings.task_metrics))
-        assert [thread.is_alive() for thread in loaders] == [False]
-        assert warmers == ["labelmux-replica-0"]
-        await service.stop()
-
-    asyncio.run(scenario())
 
 
 def test_an_answer_from_the_cache_equals_the_answer_without_it_bit_for_bit(serving, adapter_bytes):

@@ -80,26 +80,6 @@ def test_a_core_is_left_to_an_event_loop_that_is_behind():
     assert len(taken) == 1
 
 
-def test_a_core_is_left_to_a_change_until_it_is_done():
-    batcher = shared()
-    submit(batcher, *(row(10, start=start) for start in range(12)))
-    with batcher.core_for_a_change():
-        assert batcher.threads == 3
-        for place in range(3):
-            batcher.take(helper=place > 0)
-        thread, taken = taken_by_a_thread(batcher, helper=True)
-        assert not taken
-    thread.join(10)
-    assert len(taken) == 1
-    assert batcher.threads == 4
-
-
-def test_a_pass_has_a_thread_whatever_else_runs():
-    batcher = Batcher(limits(), Clock())
-    with batcher.core_for_a_change():
-        assert batcher.threads == 1
-
-
 def test_a_share_is_bounded_but_for_a_row_that_is_longer():
     batcher = shared()
     submit(batcher, row(90), *(row(10, start=start) for start in range(30)))

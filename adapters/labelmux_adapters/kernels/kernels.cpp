@@ -68,12 +68,13 @@ void statistics_of(const at::Tensor& features, at::Tensor& out) {
   const int64_t tokens = features.size(0) * features.size(1), hidden = features.size(2);
   const T* from = features.const_data_ptr<T>();
   float* to = out.mutable_data_ptr<float>();
-#pragma omp parallel for if (tokens > 256)
-  for (int64_t token = 0; token < tokens; ++token) {
-    const Moments moments = moments_of(from + token * hidden, hidden, kStateEpsilon);
-    to[2 * token] = moments.mean;
-    to[2 * token + 1] = moments.scale;
-  }
+  labelmux::run_ranges(tokens, 256, [=](int64_t begin, int64_t end) {
+    for (int64_t token = begin; token < end; ++token) {
+      const Moments moments = moments_of(from + token * hidden, hidden, kStateEpsilon);
+      to[2 * token] = moments.mean;
+      to[2 * token + 1] = moments.scale;
+    }
+  });
 }
 
 // features [L+1, N, H] -> out [L+1, N, 2]: mean, and one over the deviation

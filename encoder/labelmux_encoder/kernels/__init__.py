@@ -107,6 +107,21 @@ def one_thread() -> Iterator[None]:
         use_threads(threads)
 
 
+def give_way(niceness: int) -> None:
+    """Let the threads that help others compute give way to the rest of the machine."""
+    torch.ops.labelmux.give_way(niceness)
+
+
+@contextmanager
+def each_thread() -> Iterator[None]:
+    """Each thread that helps the calling one computes something, so as to compile what it needs."""
+    torch.ops.labelmux.take_turns(True)
+    try:
+        yield
+    finally:
+        torch.ops.labelmux.take_turns(False)
+
+
 def has_bfloat16() -> bool:
     """Whether the kernels of this machine multiply bfloat16."""
     return unit_of_this_machine() == "avx512_bf16"

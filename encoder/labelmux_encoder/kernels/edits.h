@@ -232,7 +232,7 @@ class ChunkEdits {
   // Rows are independent; all edits of a row are taken by one thread, in their order.
   template <typename F>
   void each(const F& f) {
-    at::parallel_for(0, static_cast<int64_t>(lengths_.size()), 1, [&](int64_t begin, int64_t end) {
+    run_ranges(static_cast<int64_t>(lengths_.size()), 1, [&](int64_t begin, int64_t end) {
       auto at_row = [](const Carried& one, int64_t row) { return one.row < row; };
       auto place = std::lower_bound(carried_.begin(), carried_.end(), begin, at_row);
       for (; place != carried_.end() && place->row < end; ++place) {

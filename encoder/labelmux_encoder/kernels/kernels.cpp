@@ -4,7 +4,6 @@
 // Attention has no padding, both position terms inside, and keeps nothing of size [T, T]. All read
 // float or bfloat16, compute sums and softmax in float, and have no gradient.
 
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -48,6 +47,7 @@ constexpr int64_t kStep = 16;    // block sizes are multiples: the tile of a mat
 constexpr int64_t kBlock = 128;  // most queries, and keys, of one block
 constexpr int64_t kGroupTokens = 256;
 constexpr int64_t kAlignment = 64;
+constexpr int64_t kCopied = 65'536;  // values, for fewer of which no other thread is asked
 
 // Queries, and keys, of one row that are scored together: few large products, results in cache.
 int64_t block_for(int64_t length) { return std::min(round_up(length, kStep), kBlock); }
@@ -180,7 +180,7 @@ class OwnTables {
     if (relative.count == 0) return;
     rows_ = edits.rows_with_tables();
     built_.resize(rows_.size());
-    at::parallel_for(0, static_cast<int64_t>(rows_.size()), 1, [&](int64_t begin, int64_t end) {
+    labelmux::run_ranges(static_cast<int64_t>(rows_.size()), 1, [&](int64_t begin, int64_t end) {
       for (int64_t place = begin; place < end; ++place) {
         const int64_t length = lengths[rows_[place]];
         built_[place] = build(rows_[place], round_up(length, block_for(length)));
@@ -519,9 +519,9 @@ void attend(const at::Tensor& qkv, c10::ArrayRef<int64_t> lengths,
   const auto groups = group_rows(lengths, counts, tables.rows());
   const T* from = qkv.const_data_ptr<T>();
   T* to = out.mutable_data_ptr<T>();
-  const int64_t parts = std::min<int64_t>(at::get_num_threads(), groups.size() * heads);
+  const int64_t parts = std::min<int64_t>(labelmux::thread_count(), groups.size() * heads);
   const auto bounds = share(groups, heads, parts);
-  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+  labelmux::run_ranges(parts, 1, [&](int64_t begin, int64_t end) {
     Scratch<T> scratch(groups, head_size);
     for (int64_t index = bounds[begin]; index < bounds[end]; ++index) {
       const int64_t head = index % heads;
@@ -541,7 +541,7 @@ void add_norm(const at::Tensor& x, const at::Tensor& residual, const Norm& norm,
   const T* residual_ = residual.const_data_ptr<T>();
   T* out_ = out.mutable_data_ptr<T>();
   const int64_t grain = std::max<int64_t>(1, 8192 / hidden);
-  at::parallel_for(0, x.size(0), grain, [&](int64_t begin, int64_t end) {
+  labelmux::run_ranges(x.size(0), grain, [&](int64_t begin, int64_t end) {
     std::vector<float> buffer(hidden);
     for (int64_t row = begin; row < end; ++row) {
       labelmux::add_norm_row<T>(x_ + row * hidden, residual_ + row * hidden, norm, hidden,
@@ -657,9 +657,12 @@ class Run {
   }
 
   void keep(int64_t layer, const at::Tensor& found) {
-    states_[layer]
-        .narrow(0, chunk_.first, chunk_.tokens)
-        .copy_(found.narrow(0, 0, chunk_.tokens));
+    const int64_t width = found.size(1);
+    const T* from = found.const_data_ptr<T>();
+    T* to = states_.mutable_data_ptr<T>() + (layer * states_.size(1) + chunk_.first) * width;
+    labelmux::run_ranges(chunk_.tokens, kCopied / width, [=](int64_t begin, int64_t end) {
+      std::memcpy(to + begin * width, from + begin * width, (end - begin) * width * sizeof(T));
+    });
   }
 
   // hidden, context, attended, out [M, H]; M is at least the tokens.
@@ -797,6 +800,7 @@ at::Tensor encode(at::TensorList embedding, const at::Tensor& token_ids, const a
             c10::ArrayRef<int64_t> edit_kinds, c10::ArrayRef<int64_t> edit_sites,
             c10::ArrayRef<int64_t> prefix_lengths, at::TensorList edit_tensors, c10::ArrayRef<int64_t> edit_entries,
             c10::ArrayRef<int64_t> special, c10::ArrayRef<int64_t> special_starts) {
+  const labelmux::Threads own(labelmux::thread_count());
   const int64_t rows = static_cast<int64_t>(lengths.size());
   const Pass pass{Embedding(embedding, token_ids, type_ids, epsilon), constants, relative, heads, centre, epsilon, labelmux::activation_of(activation),
                   edits_of(rows, edit_kinds, edit_sites, prefix_lengths, edit_tensors,
@@ -822,17 +826,27 @@ at::Tensor encode(at::TensorList embedding, const at::Tensor& token_ids, const a
   return states;
 }
 
-// OpenMP keeps this count for each thread that begins parallel work; torch sets its own when a
+// OpenMP keeps this count for each thread, for torch's operators too; torch sets its own when a
 // thread first asks it.
 void use_threads(int64_t count) {
   at::get_num_threads();
   omp_set_num_threads(static_cast<int>(count));
 }
 
+// Of the calling thread: whether each thread of its work gets parts of its own.
+void take_turns(bool whether) { labelmux::takes_turns = whether; }
+
+// Of the threads that help the callers of operators, those of the readouts too.
+void give_way(int64_t niceness) {
+  labelmux::Team::of_process().give_way(static_cast<int>(niceness));
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(labelmux, library) {
+  library.def("give_way(int niceness) -> ()", &give_way);
   library.def("use_threads(int count) -> ()", &use_threads);
+  library.def("take_turns(bool whether) -> ()", &take_turns);
   library.def(
       "encode(Tensor[] embedding, Tensor token_ids, Tensor type_ids, Tensor[] constants, "
       "Tensor relative, int[] lengths, int[] chunk_rows, int[] chunk_sizes, "

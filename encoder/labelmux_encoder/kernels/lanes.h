@@ -15,30 +15,30 @@ using at::BFloat16;
 using Floats = at::vec::Vectorized<float>;
 constexpr int64_t kLanes = Floats::size();
 
-inline Floats load(const float* from) { return Floats::loadu(from); }
+[[gnu::always_inline]] inline Floats load(const float* from) { return Floats::loadu(from); }
 
-inline Floats load(const BFloat16* from) {
+[[gnu::always_inline]] inline Floats load(const BFloat16* from) {
   return std::get<0>(at::vec::convert_to_float<BFloat16>(
       at::vec::Vectorized<BFloat16>::loadu(from, kLanes)));
 }
 
-inline Floats load(const int32_t* from, int64_t count) {
+[[gnu::always_inline]] inline Floats load(const int32_t* from, int64_t count) {
   const auto found = at::vec::Vectorized<int32_t>::loadu(from, count);
   return at::vec::convert_to_fp_of_same_size<float>(found);
 }
 
-inline Floats load(const float* from, int64_t count) { return Floats::loadu(from, count); }
+[[gnu::always_inline]] inline Floats load(const float* from, int64_t count) { return Floats::loadu(from, count); }
 
-inline Floats load(const BFloat16* from, int64_t count) {
+[[gnu::always_inline]] inline Floats load(const BFloat16* from, int64_t count) {
   if (count >= kLanes) return load(from);
   BFloat16 buffer[kLanes] = {};
   std::copy(from, from + count, buffer);
   return load(buffer);
 }
 
-inline void store(const Floats& values, float* to) { values.store(to); }
+[[gnu::always_inline]] inline void store(const Floats& values, float* to) { values.store(to); }
 
-inline void store(const Floats& values, BFloat16* to) {
+[[gnu::always_inline]] inline void store(const Floats& values, BFloat16* to) {
 #if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512BF16__)
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
                       reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values)));
@@ -48,7 +48,7 @@ inline void store(const Floats& values, BFloat16* to) {
 }
 
 // Rounded to whole numbers from 0 to 255.
-inline void store(const Floats& values, uint8_t* to) {
+[[gnu::always_inline]] inline void store(const Floats& values, uint8_t* to) {
 #if defined(CPU_CAPABILITY_AVX512)
   const __m512i whole = _mm512_max_epi32(_mm512_cvtps_epi32(values), _mm512_setzero_si512());
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtusepi32_epi8(whole));
@@ -62,7 +62,7 @@ inline void store(const Floats& values, uint8_t* to) {
 }
 
 template <typename T>
-void store(const Floats& values, T* to, int64_t count) {
+[[gnu::always_inline]] inline void store(const Floats& values, T* to, int64_t count) {
   if (count >= kLanes) return store(values, to);
   T buffer[kLanes];
   store(values, buffer);
@@ -71,7 +71,7 @@ void store(const Floats& values, T* to, int64_t count) {
 
 // 2^x for x <= 0, to a relative 1.1e-7, or 1.1e-4 where the result becomes a bfloat16 anyhow.
 template <typename T>
-Floats exp2(const Floats& x) {
+[[gnu::always_inline]] inline Floats exp2(const Floats& x) {
 #if defined(CPU_CAPABILITY_AVX512)
   // Far enough down for nothing, and no further: what underflows costs hundreds of cycles.
   const __m512 power = _mm512_max_ps(x, _mm512_set1_ps(-100.0f));
@@ -117,7 +117,7 @@ inline __m512 coarse_gelu(__m512 x) {
 // x * P(X <= x) of a normal variable, to an absolute 2e-7 (Abramowitz and Stegun 1964, 7.1.26), or
 // 8e-5 where the result becomes a bfloat16 anyhow.
 template <typename T>
-Floats gelu(const Floats& x) {
+[[gnu::always_inline]] inline Floats gelu(const Floats& x) {
 #if defined(CPU_CAPABILITY_AVX512)
   if constexpr (std::is_same_v<T, BFloat16>) return coarse_gelu(x);
   const __m512 z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678118654752f));
@@ -142,7 +142,7 @@ Floats gelu(const Floats& x) {
 
 // GELU by tanh (Hendrycks and Gimpel 2016, 2), which is x times a logistic function.
 template <typename T>
-Floats gelu_tanh(const Floats& x) {
+[[gnu::always_inline]] inline Floats gelu_tanh(const Floats& x) {
   // 2 sqrt(2 / pi) / ln 2: of a power of two.
   const Floats inner = at::vec::fmadd(x * x * x, Floats(0.044715f), x) * Floats(2.302208199f);
   const Floats power = exp2<T>(inner.abs().neg());
@@ -150,7 +150,7 @@ Floats gelu_tanh(const Floats& x) {
   return Floats::blendv(smaller, x - smaller, x > Floats(0.0f));
 }
 
-inline float sum_of(const Floats& values) {
+[[gnu::always_inline]] inline float sum_of(const Floats& values) {
 #if defined(CPU_CAPABILITY_AVX512)
   return _mm512_reduce_add_ps(values);
 #else
@@ -158,7 +158,7 @@ inline float sum_of(const Floats& values) {
 #endif
 }
 
-inline float highest_of(const Floats& values) {
+[[gnu::always_inline]] inline float highest_of(const Floats& values) {
 #if defined(CPU_CAPABILITY_AVX512)
   return _mm512_reduce_max_ps(values);
 #else
@@ -168,7 +168,7 @@ inline float highest_of(const Floats& values) {
 }
 
 // maximum without at::vec's care for NaN, which costs three instructions.
-inline Floats higher(const Floats& a, const Floats& b) {
+[[gnu::always_inline]] inline Floats higher(const Floats& a, const Floats& b) {
 #if defined(CPU_CAPABILITY_AVX512)
   return _mm512_max_ps(a, b);
 #else
@@ -177,7 +177,7 @@ inline Floats higher(const Floats& a, const Floats& b) {
 }
 
 // The first `count` lanes of `value`, the others of `rest`; at::vec's own takes a jump per call.
-inline Floats first_lanes(const Floats& value, int64_t count, const Floats& rest) {
+[[gnu::always_inline]] inline Floats first_lanes(const Floats& value, int64_t count, const Floats& rest) {
   if (count <= 0) return rest;
 #if defined(CPU_CAPABILITY_AVX512)
   const auto mask = static_cast<__mmask16>(0xffffu >> (kLanes - std::min(count, kLanes)));

@@ -2,7 +2,6 @@
 // a tile is in the cache.
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
@@ -10,6 +9,7 @@
 #include <memory>
 
 #include "activations.h"
+#include "parallel.h"
 #include "products.h"
 #include "quantised.h"
 
@@ -22,7 +22,7 @@ constexpr int64_t kColumnStep = 32;
 
 // Columns of a tile: as many as keep the threads evenly busy, few rows being divided by columns.
 inline int64_t tile_columns(int64_t row_tiles, int64_t n, int64_t column_bytes) {
-  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  const int64_t threads = thread_count();
   const int64_t most = std::max(kColumnStep, std::min(kTileColumns, kTileBytes / column_bytes));
   const int64_t fewest = (n + most - 1) / most;
   int64_t best = 0, least = 0;
@@ -66,7 +66,7 @@ void fill(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& const
   const int64_t width = tile_columns(row_tiles, n, k * sizeof(Right));
   const Right* blocks = weight.const_data_ptr<Right>();
   T* to = out.mutable_data_ptr<T>();
-  at::parallel_for(0, row_tiles * ((n + width - 1) / width), 1, [&](int64_t begin, int64_t end) {
+  run_ranges(row_tiles * ((n + width - 1) / width), 1, [&](int64_t begin, int64_t end) {
     Product product(constants, x);
     const std::unique_ptr<Sum[]> sums(new Sum[kTileRows * width]);
     for (int64_t tile = begin; tile < end; ++tile) {

@@ -1,29 +1,284 @@
-// Work in parts, a part for each thread at a time.
+// Work in parts, by the calling thread and a team that helps where its threads get to run.
+//
+// Nobody waits for a thread that has not begun a part. OpenMP's regions end when each of their
+// threads has come: where others use the cores, as an event loop does, the slowest to be scheduled
+// holds up all of a pass, some forty times.
 #pragma once
 
+#include <ATen/Parallel.h>
+#include <omp.h>
+#include <pthread.h>
+#ifdef __linux__
+#include <sys/resource.h>
+#endif
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <exception>
+#include <mutex>
+#include <optional>
+#include <system_error>
+#include <thread>
 
 namespace labelmux {
+
+// Of the calling thread: how many take part in its work; 0: as many as torch says.
+inline thread_local int64_t own_threads = 0;
+// Whether each of them gets parts of its own, so that what is compiled for a thread is compiled.
+inline thread_local bool takes_turns = false;
+
+inline int64_t thread_count() { return own_threads ? own_threads : at::get_num_threads(); }
+
+// While it lives, the calling thread's work takes `count` threads, and torch's operators take one.
+class Threads {
+ public:
+  explicit Threads(int64_t count)
+      : count_(own_threads), of_torch_(at::get_num_threads()) {
+    own_threads = count;
+    if (of_torch_ != 1) omp_set_num_threads(1);
+  }
+  ~Threads() {
+    own_threads = count_;
+    if (of_torch_ != 1) omp_set_num_threads(of_torch_);
+  }
+  Threads(const Threads&) = delete;
+  Threads& operator=(const Threads&) = delete;
+
+ private:
+  const int64_t count_;
+  const int of_torch_;
+};
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// Whether `ready` came true before so much time was over.
+template <typename F>
+bool spin(std::chrono::microseconds most, const F& ready) {
+  const auto until = std::chrono::steady_clock::now() + most;
+  do {
+    for (int turn = 0; turn < 32; ++turn) {
+      if (ready()) return true;
+      pause();
+    }
+  } while (std::chrono::steady_clock::now() < until);
+  return false;
+}
+
+// The process's threads that help, one caller at a time.
+class Team {
+ public:
+  static constexpr int64_t kMostParts = 1024;
+
+  // One thread's way through a job. The caller is thread 0.
+  struct Turn {
+    uint32_t job;
+    int64_t thread;
+    int64_t threads;
+    int64_t parts;
+    // Nobody takes what is another's.
+    bool in_turn;
+    int64_t step = 0;
+  };
+  // Takes parts until none is left.
+  using Run = void (*)(void* work, Team& team, Turn turn);
+
+  static Team& of_process() {
+    // Never destroyed: its threads end with the process.
+    static Team* team = new Team;
+    return *team;
+  }
+
+  // False where another caller has the team; nothing has run then.
+  bool run(Run run, void* work, int64_t parts, int64_t threads, bool in_turn) {
+    if (busy_.exchange(true)) return false;
+    threads = 1 + grow(std::min(threads, kMostThreads) - 1);
+    run_.store(run, std::memory_order_relaxed);
+    work_.store(work, std::memory_order_relaxed);
+    done_.store(0, std::memory_order_relaxed);
+    const Turn turn{++job_, 0, threads, parts, in_turn};
+    state_.store(state_of(turn));
+    if (sleeping_.load() != 0) {
+      bell_.fetch_add(1);
+      bell_.notify_all();
+    }
+    run(work, *this, turn);
+    wait_for(static_cast<uint32_t>(parts));
+    busy_.store(false);
+    return true;
+  }
+
+  // The next part for a thread, or -1: its own first, which are the same in every job of as many
+  // parts, so that its cache has their weights; then what others have not begun.
+  int64_t claim(Turn& turn) {
+    const int64_t own = (turn.parts - turn.thread + turn.threads - 1) / turn.threads;
+    const int64_t steps = turn.in_turn ? own : own + turn.parts;
+    while (turn.step < steps) {
+      const int64_t step = turn.step++;
+      const int64_t part = step < own ? turn.thread + step * turn.threads
+                                      : (turn.thread + 1 + step - own) % turn.parts;
+      // The last job that had a part of this number. A job of which a part is left is under way,
+      // so whoever gets one has read what is that job's own.
+      uint32_t had = claims_[part].load(std::memory_order_relaxed);
+      if (static_cast<int32_t>(turn.job - had) > 0 &&
+          claims_[part].compare_exchange_strong(had, turn.job, std::memory_order_acq_rel)) {
+        return part;
+      }
+    }
+    return -1;
+  }
+
+  // How much the threads that help give way to others.
+  void give_way(int niceness) { niceness_.store(niceness); }
+
+  // A part is done.
+  void finish() {
+    done_.fetch_add(1);
+    if (waiting_.load()) done_.notify_all();
+  }
+
+ private:
+  // How long a thread watches for the next job, and the caller for the end of one, before it sleeps.
+  // From one job of a pass to the next it is less, mostly; watching takes a core from others.
+  static constexpr std::chrono::microseconds kLinger{50}, kPatience{30};
+  static constexpr int64_t kMostThreads = 1023;
+  // A job's number, whether its threads take turns, how many there are, and of how many parts.
+  static constexpr int kJobBits = 32, kInTurnBit = 31, kThreadBits = 16, kPartMask = 0xffff;
+
+  static uint64_t state_of(const Turn& turn) {
+    return uint64_t{turn.job} << kJobBits | uint64_t{turn.in_turn} << kInTurnBit |
+           static_cast<uint64_t>(turn.threads << kThreadBits | turn.parts);
+  }
+
+  // As many helpers as there are of those wanted.
+  int64_t grow(int64_t wanted) {
+    static std::once_flag once;
+    std::call_once(once, [] {
+      pthread_atfork(nullptr, nullptr, [] { of_process().forget(); });
+    });
+    try {
+      for (; helpers_ < wanted; ++helpers_) {
+        std::thread(&Team::help, this, helpers_ + 1, job_).detach();
+      }
+    } catch (const std::system_error&) {
+    }
+    return std::min(wanted, helpers_);
+  }
+
+  // A child process has none of the threads.
+  void forget() {
+    helpers_ = 0;
+    busy_ = false;
+    sleeping_ = 0;
+  }
+
+  void help(int64_t thread, uint32_t seen) {
+    const Threads alone(1);
+    for (int niceness = 0;;) {
+#ifdef __linux__  // elsewhere it is the whole process's
+      if (niceness != niceness_.load(std::memory_order_relaxed)) {
+        niceness = niceness_.load(std::memory_order_relaxed);
+        setpriority(PRIO_PROCESS, 0, niceness);
+      }
+#endif
+      const auto news = [&] { return state_.load(std::memory_order_acquire) >> kJobBits != seen; };
+      if (!spin(kLinger, news)) {
+        const uint32_t bell = bell_.load();
+        sleeping_.fetch_add(1);
+        if (!news()) bell_.wait(bell);
+        sleeping_.fetch_sub(1);
+        continue;
+      }
+      const uint64_t state = state_.load(std::memory_order_acquire);
+      seen = static_cast<uint32_t>(state >> kJobBits);
+      const auto threads = static_cast<int64_t>(state >> kThreadBits & kMostThreads);
+      const auto parts = static_cast<int64_t>(state & kPartMask);
+      if (thread < threads) {
+        run_.load(std::memory_order_relaxed)(
+            work_.load(std::memory_order_relaxed), *this,
+            {seen, thread, threads, parts, (state >> kInTurnBit & 1) != 0});
+      }
+    }
+  }
+
+  void wait_for(uint32_t parts) {
+    if (spin(kPatience, [&] { return done_.load(std::memory_order_acquire) == parts; })) return;
+    // Asleep, so that a helper which waits for a core may have this one.
+    waiting_.store(true);
+    for (uint32_t done = done_.load(); done != parts; done = done_.load()) done_.wait(done);
+    waiting_.store(false);
+  }
+
+  std::atomic<bool> busy_{false};
+  int64_t helpers_ = 0;
+  uint32_t job_ = 0;
+  std::atomic<Run> run_{nullptr};
+  std::atomic<void*> work_{nullptr};
+  std::atomic<uint32_t> claims_[kMostParts] = {};
+  alignas(64) std::atomic<uint64_t> state_{0};
+  alignas(64) std::atomic<uint32_t> done_{0};
+  std::atomic<bool> waiting_{false};
+  alignas(64) std::atomic<uint32_t> bell_{0};
+  std::atomic<int> sleeping_{0};
+  std::atomic<int> niceness_{0};
+};
 
 // f(part, state) for every part, with a state of each thread's own; what one throws comes out here.
 template <typename State, typename F>
 void run_parts(int64_t count, const F& f) {
-  std::exception_ptr error;
-#pragma omp parallel if (count > 1)
-  {
-    State state;
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t part = 0; part < count; ++part) {
-      try {
-        f(part, state);
-      } catch (...) {
-#pragma omp critical
-        error = std::current_exception();
+  struct Job {
+    const F& f;
+    const int64_t count;
+    std::exception_ptr error;
+    std::mutex errors;
+
+    // After its last part is told to be done, nothing of the job may be touched.
+    void take(Team& team, Team::Turn turn) {
+      std::optional<State> state;
+      for (int64_t part; (part = team.claim(turn)) >= 0; team.finish()) {
+        try {
+          if (!state) state.emplace();
+          for (int64_t at = count * part / turn.parts; at < count * (part + 1) / turn.parts; ++at) {
+            f(at, *state);
+          }
+        } catch (...) {
+          const std::lock_guard lock(errors);
+          error = std::current_exception();
+        }
       }
     }
+  };
+  const int64_t threads = std::min(count, thread_count());
+  if (threads > 1) {
+    const bool in_turn = takes_turns;
+    Job job{f, count, nullptr, {}};
+    const Threads alone(1);
+    const auto run = [](void* work, Team& team, Team::Turn turn) {
+      static_cast<Job*>(work)->take(team, turn);
+    };
+    const int64_t parts = std::min(count, Team::kMostParts);
+    if (Team::of_process().run(run, &job, parts, threads, in_turn)) {
+      if (job.error) std::rethrow_exception(job.error);
+      return;
+    }
   }
-  if (error) std::rethrow_exception(error);
+  State state;
+  for (int64_t part = 0; part < count; ++part) f(part, state);
+}
+
+// f(begin, end) over [0, size) in a range for each thread, of `grain` at least.
+template <typename F>
+void run_ranges(int64_t size, int64_t grain, const F& f) {
+  struct Nothing {};
+  const int64_t parts = std::clamp<int64_t>(size / grain, 1, thread_count());
+  run_parts<Nothing>(size ? parts : 0, [&](int64_t part, Nothing&) {
+    f(size * part / parts, size * (part + 1) / parts);
+  });
 }
 
 }  // namespace labelmux
