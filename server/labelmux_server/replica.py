@@ -119,7 +119,7 @@ class Replica:
         return any(work.ended or work.since_s < longest_since_s for work in self._work)
 
     def _run(self, work: _Work) -> None:
-        give_way()
+        give_way(NICENESS)
         self._loaded.encoder.give_way(NICENESS)
         try:
             if not work.helper:  # here, since what products compile is kept for each thread

@@ -34,7 +34,7 @@ from labelmux_server.residency import Residency
 from labelmux_server.settings import Settings
 from labelmux_server.shadows import Shadows
 from labelmux_server.store import Store
-from labelmux_server.threads import give_way
+from labelmux_server.threads import CHANGE_NICENESS, give_way
 from labelmux_server.tokenizer_pool import TokenizerPool
 from labelmux_server.turns import Turns
 
@@ -241,7 +241,7 @@ class Service:
 
     def _begin_changing(self) -> None:
         """On the thread of changes: canaries are few, and the cores are the traffic's."""
-        give_way()
+        give_way(CHANGE_NICENESS)
         self.loaded.encoder.use_threads(1)
 
     def _watch(self, pins: Pins) -> None:
