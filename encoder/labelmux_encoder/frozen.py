@@ -122,10 +122,10 @@ class FrozenEncoder:
         if isinstance(self._pass, CpuPass):
             kernels.use_threads(count)
 
-    def give_way(self, niceness: int) -> None:
-        """Let the threads that help passes give way to the rest of the machine."""
+    def share_cores(self, niceness: int | None) -> None:
+        """As ``kernels.share_cores``, for all passes of the process."""
         if isinstance(self._pass, CpuPass):
-            kernels.give_way(niceness)
+            kernels.share_cores(niceness)
 
     def lay_out(self, edit: Edit) -> Edit:
         """The edit in the form that this encoder's pass reads, on its device."""

@@ -120,7 +120,7 @@ class Replica:
 
     def _run(self, work: _Work) -> None:
         give_way(NICENESS)
-        self._loaded.encoder.give_way(NICENESS)
+        self._loaded.encoder.share_cores(NICENESS)
         try:
             if not work.helper:  # here, since what products compile is kept for each thread
                 self._loaded.encoder.warm_up(_WARM_UP_S)

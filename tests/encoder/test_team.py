@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -25,6 +25,13 @@ LENGTHS = ((5,), (40,), (17, 3, 30), (20,) * 8, (64,) * 12)
 LIMIT_S = 30
 
 pytestmark = pytest.mark.skipif(not kernels.load(), reason="no kernels here")
+
+
+@pytest.fixture(autouse=True)
+def a_team() -> Iterator[None]:
+    kernels.share_cores(0)
+    yield
+    kernels.share_cores(None)
 
 
 def alone(work: Callable[[], Result], threads: int) -> Result:
@@ -47,10 +54,12 @@ def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
     return all(map(torch.equal, one, other))
 
 
+@pytest.mark.parametrize("niceness", [None, 0], ids=["OpenMP", "a team"])
 @pytest.mark.parametrize("threads", [2, 3, 7])
 def test_any_number_of_threads_gives_the_same_bits(
-    tiny_encoder: LoadedEncoder, threads: int
+    tiny_encoder: LoadedEncoder, threads: int, niceness: int | None
 ) -> None:
+    kernels.share_cores(niceness)
     expected = alone(lambda: encode_all(tiny_encoder), 1)
     for _ in range(10):
         assert equal(alone(lambda: encode_all(tiny_encoder), threads), expected)
@@ -75,14 +84,11 @@ def test_the_threads_that_help_give_way(tiny_encoder: LoadedEncoder) -> None:
         stats = [path.read_text() for path in Path("/proc/self/task").glob("*/stat")]
         return [int(stat.rpartition(")")[2].split()[16]) for stat in stats]
 
-    try:
-        tiny_encoder.encoder.give_way(2)
-        until = time.monotonic() + LIMIT_S
-        while niceness().count(2) < 2:
-            assert time.monotonic() < until, "no thread gave way"
-            alone(lambda: encode_all(tiny_encoder), 3)
-    finally:
-        tiny_encoder.encoder.give_way(0)
+    tiny_encoder.encoder.share_cores(2)
+    until = time.monotonic() + LIMIT_S
+    while niceness().count(2) < 2:
+        assert time.monotonic() < until, "no thread gave way"
+        alone(lambda: encode_all(tiny_encoder), 3)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are looked up in /proc")

@@ -107,9 +107,13 @@ def one_thread() -> Iterator[None]:
         use_threads(threads)
 
 
-def give_way(niceness: int) -> None:
-    """Let the threads that help others compute give way to the rest of the machine."""
-    torch.ops.labelmux.give_way(niceness)
+def share_cores(niceness: int | None) -> None:
+    """From now on what is computed shares the cores with an event loop or the like.
+
+    Threads of its own help then, which give way by so much and are waited for by nobody; with
+    None, as at first, they are OpenMP's, which torch's operators use too.
+    """
+    torch.ops.labelmux.share_cores(niceness is not None, niceness or 0)
 
 
 @contextmanager

@@ -836,15 +836,14 @@ void use_threads(int64_t count) {
 // Of the calling thread: whether each thread of its work gets parts of its own.
 void take_turns(bool whether) { labelmux::takes_turns = whether; }
 
-// Of the threads that help the callers of operators, those of the readouts too.
-void give_way(int64_t niceness) {
-  labelmux::Team::of_process().give_way(static_cast<int>(niceness));
+void share_cores(bool whether, int64_t niceness) {
+  labelmux::Team::of_process().share_cores(whether, static_cast<int>(niceness));
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(labelmux, library) {
-  library.def("give_way(int niceness) -> ()", &give_way);
+  library.def("share_cores(bool whether, int niceness) -> ()", &share_cores);
   library.def("use_threads(int count) -> ()", &use_threads);
   library.def("take_turns(bool whether) -> ()", &take_turns);
   library.def(

@@ -1,8 +1,10 @@
-// Work in parts, by the calling thread and a team that helps where its threads get to run.
+// Work in parts, by the calling thread and others.
 //
-// Nobody waits for a thread that has not begun a part. OpenMP's regions end when each of their
-// threads has come: where others use the cores, as an event loop does, the slowest to be scheduled
-// holds up all of a pass, some forty times.
+// Where torch's operators run between passes the others are OpenMP's: those are at hand, and watch
+// for work for milliseconds, so that threads of our own would find no core. In a server, once
+// `share_cores` is called, they are a team that helps where its threads get to run: nobody waits for
+// one that has not begun a part. OpenMP's regions end when each of their threads has come; where an
+// event loop uses the cores too, the slowest to be scheduled holds up a pass some forty times.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -57,16 +59,19 @@ inline void pause() {
 #endif
 }
 
-// Whether `ready` came true before so much time was over.
+// Whether `ready` came true before so much time was over; after `alone` of it, others go first.
 template <typename F>
-bool spin(std::chrono::microseconds most, const F& ready) {
-  const auto until = std::chrono::steady_clock::now() + most;
+bool watch(std::chrono::microseconds alone, std::chrono::microseconds most, const F& ready) {
+  const auto begun = std::chrono::steady_clock::now();
+  std::chrono::steady_clock::duration passed{};
   do {
     for (int turn = 0; turn < 32; ++turn) {
       if (ready()) return true;
       pause();
     }
-  } while (std::chrono::steady_clock::now() < until);
+    if (passed > alone) std::this_thread::yield();
+    passed = std::chrono::steady_clock::now() - begun;
+  } while (passed < most);
   return false;
 }
 
@@ -133,8 +138,13 @@ class Team {
     return -1;
   }
 
-  // How much the threads that help give way to others.
-  void give_way(int niceness) { niceness_.store(niceness); }
+  // From now on the team is there for all callers, and gives way to others so much; or it is not.
+  void share_cores(bool whether, int niceness) {
+    niceness_.store(niceness);
+    serves_.store(whether);
+  }
+
+  bool serves() const { return serves_.load(std::memory_order_relaxed); }
 
   // A part is done.
   void finish() {
@@ -144,8 +154,8 @@ class Team {
 
  private:
   // How long a thread watches for the next job, and the caller for the end of one, before it sleeps.
-  // From one job of a pass to the next it is less, mostly; watching takes a core from others.
-  static constexpr std::chrono::microseconds kLinger{50}, kPatience{30};
+  // From one job of a pass to the next it is less than the first, from pass to pass than the second.
+  static constexpr std::chrono::microseconds kAlert{50}, kLinger{2000}, kPatience{30};
   static constexpr int64_t kMostThreads = 1023;
   // A job's number, whether its threads take turns, how many there are, and of how many parts.
   static constexpr int kJobBits = 32, kInTurnBit = 31, kThreadBits = 16, kPartMask = 0xffff;
@@ -187,7 +197,7 @@ class Team {
       }
 #endif
       const auto news = [&] { return state_.load(std::memory_order_acquire) >> kJobBits != seen; };
-      if (!spin(kLinger, news)) {
+      if (!watch(kAlert, kLinger, news)) {
         const uint32_t bell = bell_.load();
         sleeping_.fetch_add(1);
         if (!news()) bell_.wait(bell);
@@ -207,7 +217,7 @@ class Team {
   }
 
   void wait_for(uint32_t parts) {
-    if (spin(kPatience, [&] { return done_.load(std::memory_order_acquire) == parts; })) return;
+    if (watch(kPatience, kPatience, [&] { return done_.load(std::memory_order_acquire) == parts; })) return;
     // Asleep, so that a helper which waits for a core may have this one.
     waiting_.store(true);
     for (uint32_t done = done_.load(); done != parts; done = done_.load()) done_.wait(done);
@@ -226,46 +236,81 @@ class Team {
   alignas(64) std::atomic<uint32_t> bell_{0};
   std::atomic<int> sleeping_{0};
   std::atomic<int> niceness_{0};
+  std::atomic<bool> serves_{false};
+};
+
+// All parts of one piece of work; what a part throws comes out of `finish`.
+template <typename State, typename F>
+class Job {
+ public:
+  Job(const F& f, int64_t count) : f_(f), count_(count) {}
+
+  void finish() const {
+    if (error_) std::rethrow_exception(error_);
+  }
+
+  // False where another caller has the team.
+  bool by_team(int64_t threads) {
+    const bool in_turn = takes_turns;
+    const Threads alone(1);
+    const auto run = [](void* job, Team& team, Team::Turn turn) {
+      static_cast<Job*>(job)->take(team, turn);
+    };
+    return Team::of_process().run(run, this, std::min(count_, Team::kMostParts), threads, in_turn);
+  }
+
+  // Few parts lie with the same thread every time, whose cache then has their weights. With as many
+  // threads every time, too: OpenMP ends those that one region does not need, and makes them anew.
+  void by_openmp(int64_t threads) {
+    const bool few = count_ <= threads;
+#pragma omp parallel num_threads(static_cast<int>(threads))
+    {
+      const Threads alone(1);
+      std::optional<State> state;
+      if (few && omp_get_num_threads() == threads) {
+        if (omp_get_thread_num() < count_) part(omp_get_thread_num(), state);
+      } else {
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t at = 0; at < count_; ++at) part(at, state);
+      }
+    }
+  }
+
+ private:
+  // After its last part is told to be done, nothing of the job may be touched.
+  void take(Team& team, Team::Turn turn) {
+    std::optional<State> state;
+    for (int64_t place; (place = team.claim(turn)) >= 0; team.finish()) {
+      const int64_t end = count_ * (place + 1) / turn.parts;
+      for (int64_t at = count_ * place / turn.parts; at < end; ++at) part(at, state);
+    }
+  }
+
+  void part(int64_t at, std::optional<State>& state) {
+    try {
+      if (!state) state.emplace();
+      f_(at, *state);
+    } catch (...) {
+      const std::lock_guard lock(errors_);
+      error_ = std::current_exception();
+    }
+  }
+
+  const F& f_;
+  const int64_t count_;
+  std::exception_ptr error_;
+  std::mutex errors_;
 };
 
 // f(part, state) for every part, with a state of each thread's own; what one throws comes out here.
 template <typename State, typename F>
 void run_parts(int64_t count, const F& f) {
-  struct Job {
-    const F& f;
-    const int64_t count;
-    std::exception_ptr error;
-    std::mutex errors;
-
-    // After its last part is told to be done, nothing of the job may be touched.
-    void take(Team& team, Team::Turn turn) {
-      std::optional<State> state;
-      for (int64_t part; (part = team.claim(turn)) >= 0; team.finish()) {
-        try {
-          if (!state) state.emplace();
-          for (int64_t at = count * part / turn.parts; at < count * (part + 1) / turn.parts; ++at) {
-            f(at, *state);
-          }
-        } catch (...) {
-          const std::lock_guard lock(errors);
-          error = std::current_exception();
-        }
-      }
-    }
-  };
-  const int64_t threads = std::min(count, thread_count());
-  if (threads > 1) {
-    const bool in_turn = takes_turns;
-    Job job{f, count, nullptr, {}};
-    const Threads alone(1);
-    const auto run = [](void* work, Team& team, Team::Turn turn) {
-      static_cast<Job*>(work)->take(team, turn);
-    };
-    const int64_t parts = std::min(count, Team::kMostParts);
-    if (Team::of_process().run(run, &job, parts, threads, in_turn)) {
-      if (job.error) std::rethrow_exception(job.error);
-      return;
-    }
+  const int64_t threads = thread_count();
+  if (std::min(count, threads) > 1) {
+    Job<State, F> job(f, count);
+    const bool served = Team::of_process().serves();
+    if (!served) job.by_openmp(threads);
+    if (!served || job.by_team(std::min(count, threads))) return job.finish();
   }
   State state;
   for (int64_t part = 0; part < count; ++part) f(part, state);
