@@ -283,7 +283,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile too; minutes more")
     parser.add_argument("--encoders", nargs="+", default=["bundled", "base"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--budget-s", type=float, default=1.5, help="per contender and cell")
+    parser.add_argument("--budget-s", type=float, default=1.2, help="per contender and cell")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--texts", type=Path, default=Path(__file__).parent / "texts.txt")
     options = parser.parse_args()

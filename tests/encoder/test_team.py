@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 import threading
 import time
@@ -110,20 +108,3 @@ def test_a_rehearsal_is_run_by_every_thread(tiny_encoder: LoadedEncoder) -> None
         return sum(after[name] > before.get(name, 0) for name in after)
 
     assert alone(rehearse, 4) >= 4
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
-def test_a_child_process_computes_without_the_threads_of_its_parent(
-    tiny_encoder: LoadedEncoder,
-) -> None:
-    expected = alone(lambda: encode_all(tiny_encoder), 4)
-    child = os.fork()
-    if child == 0:  # pragma: no cover - in the child
-        signal.alarm(LIMIT_S)
-        kernels.use_threads(4)
-        with kernels.each_thread():
-            found = encode_all(tiny_encoder)
-        kernels.use_threads(1)  # OpenMP, which torch compares with, hangs in a child
-        os._exit(0 if equal(found, expected) else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
