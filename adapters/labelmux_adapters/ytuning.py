@@ -125,6 +125,8 @@ def _near_zero(*shape: int) -> nn.Parameter:
 
 
 class _Linear(nn.Linear):
+    """Draws no random values on the meta device, where they would go nowhere and take the time."""
+
     @override
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:

@@ -181,7 +181,7 @@ def when(text: str) -> datetime:
 
 def _create(engine: Engine, state_dir: Path) -> None:
     _Base.metadata.create_all(engine)
-    _add_columns(engine)
+    _add_what_lacks(engine)
     with Session(engine) as session, session.begin():
         found = session.scalar(select(FactRow.value).where(FactRow.name == "schema"))
         if found is None:
@@ -196,7 +196,7 @@ def _create(engine: Engine, state_dir: Path) -> None:
             )
 
 
-def _add_columns(engine: Engine) -> None:
+def _add_what_lacks(engine: Engine) -> None:
     """Columns and indexes that a release added since the folder was made; each may be empty."""
     for table in _Base.metadata.sorted_tables:
         present = {column["name"] for column in inspect(engine).get_columns(table.name)}

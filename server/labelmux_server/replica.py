@@ -95,6 +95,7 @@ class Replica:
 
     def start(self) -> None:
         """Warm up, then begin to take batches. What the warm-up raises is raised here."""
+        self._loaded.encoder.share_cores(NICENESS)
         lead, *helpers = self._threads
         lead.start()
         self._warm.result()
@@ -120,7 +121,6 @@ class Replica:
 
     def _run(self, work: _Work) -> None:
         give_way(NICENESS)
-        self._loaded.encoder.share_cores(NICENESS)
         try:
             if not work.helper:  # here, since what products compile is kept for each thread
                 self._loaded.encoder.warm_up(_WARM_UP_S)

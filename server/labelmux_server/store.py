@@ -44,6 +44,9 @@ from labelmux_server.trial import TrialKind, TrialTerms
 
 _log = logging.getLogger(__name__)
 
+#: Each with its task's active one.
+_VERSIONS = select(VersionRow, TaskRow.active).join(TaskRow, TaskRow.name == VersionRow.task)
+
 
 @dataclass(frozen=True, slots=True)
 class VersionRecord:
@@ -131,7 +134,7 @@ class Store:
 
     def versions(self, task: str | None = None) -> list[VersionRecord]:
         """All versions, or one task's, by task and number."""
-        query = select(VersionRow, TaskRow.active).join(TaskRow, TaskRow.name == VersionRow.task)
+        query = _VERSIONS
         if task is not None:
             query = query.where(VersionRow.task == task)
         with self._reading() as session:
@@ -140,11 +143,9 @@ class Store:
 
     def find_version(self, task: str, digest: str) -> VersionRecord | None:
         """The version of a task with these bytes."""
-        query = select(VersionRow, TaskRow.active).join(TaskRow, TaskRow.name == VersionRow.task)
+        query = _VERSIONS.where(VersionRow.digest == digest, VersionRow.task == task)
         with self._reading() as session:
-            found = session.execute(
-                query.where(VersionRow.digest == digest, VersionRow.task == task)
-            ).first()
+            found = session.execute(query).first()
             return None if found is None else _version_record(*found)
 
     def adapters(self) -> dict[str, AdapterRecord]:
