@@ -16,8 +16,11 @@ from collections.abc import Set
 from pathlib import Path
 
 from labelmux_server.database import storage_faults
-from labelmux_server.errors import StateError
+from labelmux_server.errors import DiskFullError, StateError
 
+#: What uploads leave free, so that deletes can be stored: SQLite's log grows to 4 MiB before it is
+#: copied into the database, which may grow by as much.
+RESERVED_BYTES = 8 * 2**20
 DIGEST_PREFIX = "sha256:"
 _log = logging.getLogger(__name__)
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -50,12 +53,29 @@ class Blobs:
         Raises:
             StorageError: they cannot be written; nothing of them is left.
         """
+        self.check_room(len(data))
         path = self._path(digest)
         with storage_faults():
             if not path.parent.is_dir():
                 path.parent.mkdir(exist_ok=True)
                 sync_folder(self._root)
             self._write(path, data)
+
+    def check_room(self, size_bytes: int) -> None:
+        """See that the reserve for deletes stays free once so much is written.
+
+        Raises:
+            DiskFullError: it would not.
+        """
+        with storage_faults():
+            disk = os.statvfs(self._root)
+        free_bytes = disk.f_bavail * disk.f_frsize
+        # A file system without a size states no blocks.
+        if disk.f_blocks and free_bytes < size_bytes + RESERVED_BYTES:
+            raise DiskFullError(
+                f"{free_bytes / 2**20:.1f} MiB of its disk are free, of which "
+                f"{RESERVED_BYTES // 2**20} are kept for deletes"
+            )
 
     def _write(self, path: Path, data: bytes) -> None:
         beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")

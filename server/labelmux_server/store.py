@@ -283,6 +283,7 @@ class Store:
 
     def put_gate(self, task: str, digest: str, data: bytes, by: str | None = None) -> None:
         """Store a task's labelled set, in the place of the one it has."""
+        self.blobs.check_room(len(data))
         with self._change() as session:
             session.merge(
                 GateRow(task=task, digest=digest, stored_at=now(), stored_by=by, data=data)

@@ -4,7 +4,7 @@ import hashlib
 import os
 import sqlite3
 import stat
-from contextlib import closing
+from contextlib import closing, nullcontext
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -197,6 +197,16 @@ def test_a_blob_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(DiskFullError, match="no space"):
         blobs.put(digest, b"data")
     assert [path for path in (tmp_path / "blobs").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize(("blocks", "refused"), [(1000, True), (0, False)])
+def test_what_would_eat_up_the_room_for_deletes_is_refused(tmp_path, monkeypatch, blocks, refused):
+    blobs = Blobs(tmp_path)
+    free = os.statvfs_result((4096, 4096, blocks, 4, 4, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _path: free)
+    with pytest.raises(DiskFullError, match="kept for deletes") if refused else nullcontext():
+        blobs.put(digest_of(b"data"), b"data")
+    assert (digest_of(b"data") in blobs) is not refused
 
 
 def test_blobs_lie_under_their_digest(tmp_path):
