@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Self
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import override
 
 from labelmux_adapters.layout import Index
 from labelmux_adapters.slots import Constants
@@ -38,29 +42,50 @@ class KernelStack(YTuningStack):
         """Make an adapter resident and return its slot."""
         return super().add(labels, {name: self._laid_out(name, constants) for name in constants})
 
-    @torch.no_grad()
+    @override
     def readout(self, batch: TextBatch, rows: Index, slots: Index) -> list[NDArray[np.float32]]:
         """Logits of each (text, slot), in their order. Each [K of that slot]"""
-        order = np.argsort(slots, kind="stable")
-        distinct, firsts = np.unique(slots[order], return_index=True)
-        third = "values" if self._shape.absorbs_keys else "keys_values"
+        return self.read_together([self], batch, rows, np.zeros_like(slots), slots)
+
+    @classmethod
+    @override
+    @torch.no_grad()
+    def read_together(
+        cls, stacks: Sequence[Self], batch: TextBatch, rows: Index, which: Index, slots: Index
+    ) -> list[NDArray[np.float32]]:
+        """Logits of each (text, slot of a stack), in their order, by one operator."""
+        labels = np.empty_like(slots)
+        for number, stack in enumerate(stacks):
+            own = which == number
+            labels[own] = stack._label_counts[slots[own]]
+        # What takes longest is begun first, so that no thread is left with it at the end.
+        order = np.lexsort((slots, which, -labels))
+        first = np.ones(len(order), bool)
+        first[1:] = (np.diff(which[order]) != 0) | (np.diff(slots[order]) != 0)
+        groups = order[first]
         found = torch.ops.labelmux.ytuning_readout(
-            batch.features_in(self._dtype),
+            batch.features_in(stacks[0]._dtype),
             batch.statistics,
             batch.starts,
             batch.lengths,
-            [self._tensors[name or third] for name in _ORDER],
-            distinct.tolist(),
-            [*firsts.tolist(), len(rows)],
-            self._label_counts[distinct].tolist(),
+            [operand for stack in stacks for operand in stack._operands()],
+            [stack._shape.sizes.heads for stack in stacks],
+            [stack._shape.absorbs_keys for stack in stacks],
+            which[groups].tolist(),
+            slots[groups].tolist(),
+            labels[groups].tolist(),
+            [*np.flatnonzero(first).tolist(), len(order)],
             rows[order].tolist(),
-            self._shape.sizes.heads,
-            self._shape.absorbs_keys,
-        )
-        logits = np.empty(found.shape, np.float32)
-        logits[order] = found.numpy()
-        counts = self._label_counts[slots].tolist()
-        return [row[:count] for row, count in zip(logits, counts, strict=True)]
+        ).numpy()
+        ends = np.empty_like(labels)
+        ends[order] = labels[order].cumsum()
+        cuts = zip((ends - labels).tolist(), ends.tolist(), strict=True)
+        return [found[start:end] for start, end in cuts]
+
+    def _operands(self) -> list[Tensor]:
+        third = "values" if self._shape.absorbs_keys else "keys_values"
+        tensors = self._tensors
+        return [tensors[name or third] for name in _ORDER]
 
     def _laid_out(self, name: str, constants: Constants) -> Tensor:
         """In the kernels' order of values, under the shape that it came in."""

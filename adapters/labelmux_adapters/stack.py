@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -52,6 +53,31 @@ class Stack(Slots):
             rows: which text, per row.
             slots: the adapter, per row.
         """
+
+    @classmethod
+    def read_together(
+        cls, stacks: Sequence[Self], batch: TextBatch, rows: Index, which: Index, slots: Index
+    ) -> list[NDArray[np.float32]]:
+        """Logits of each (text, slot of a stack), in their order; otherwise as ``readout``.
+
+        One stack after the other where a kind knows no better.
+
+        Args:
+            stacks: of this kind and one dtype.
+            batch: the texts.
+            rows: which text, per row.
+            which: the place in ``stacks`` of the adapter's, per row.
+            slots: the adapter, per row.
+        """
+        if len(stacks) == 1:
+            return stacks[0].readout(batch, rows, slots)
+        logits: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(rows)
+        for number, stack in enumerate(stacks):
+            places = np.flatnonzero(which == number)
+            found = stack.readout(batch, rows[places], slots[places])
+            for place, values in zip(places.tolist(), found, strict=True):
+                logits[place] = values
+        return logits
 
     def _take(self, slots: Index) -> Constants:
         """Constants of these slots, in order; views where each is the next one's neighbour.

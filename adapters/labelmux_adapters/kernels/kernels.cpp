@@ -1,7 +1,7 @@
 // Y-Tuning readouts on a CPU, as torch operators over the packed features of a batch.
 //
 // labelmux::state_statistics   mean and scale of every token's state in every layer
-// labelmux::ytuning_readout    logits of rows (text, adapter) of one stack
+// labelmux::ytuning_readout    logits of rows (text, adapter) of several stacks
 //
 // A group is the rows of one adapter. Its weights are read once for a block of rows; nothing of a
 // text is normalised, padded or copied in memory: the mix over layers is formed in the cache.
@@ -35,6 +35,7 @@ constexpr float kStateEpsilon = 1e-5f;   // of normalise_states
 constexpr float kNormEpsilon = 1e-5f;    // of torch's LayerNorm
 constexpr int64_t kBlockVectors = 64;    // label vectors of a block of rows, or those of one row
 constexpr int64_t kBlockTokens = 256;    // tokens of a block of rows, or those of one row
+constexpr size_t kConstants = 13;        // tensors of a stack
 
 // f(begin, count) over [0, size) in steps of a vector register.
 template <typename F>
@@ -103,7 +104,7 @@ struct Batch {
 // A stack's constants, in the order of KernelStack; weights interleaved.
 template <typename T>
 struct Stack {
-  explicit Stack(at::TensorList of, int64_t heads_, bool absorbs_)
+  Stack(at::TensorList of, int64_t heads_, bool absorbs_)
       : mix(of[0].const_data_ptr<float>()), queries(of[1].const_data_ptr<T>()),
         values(of[2].const_data_ptr<T>()), out(of[3].const_data_ptr<T>()),
         labels(of[4].const_data_ptr<float>()), pooled(of[5].const_data_ptr<T>()),
@@ -129,6 +130,10 @@ struct Stack {
   const float* final_shift;
   int64_t layers, heads, vectors, width, hidden, ffn, depth;
   bool absorbs;
+
+  // How many label vectors are computed, the task's among them. Absorbed queries of all heads lie
+  // side by side, padding among them.
+  int64_t vectors_for(int64_t labels) const { return absorbs ? vectors : labels + 1; }
 };
 
 // Memory that grows to what was asked of it, and is not cleared.
@@ -159,25 +164,27 @@ struct Work {
   Buffer<float> formed, logits, turned, wide, states, products, sums;
 };
 
-// Rows of one adapter that are read together.
-struct Part {
+// Rows of one adapter, all of a batch's or as many as are read together.
+struct Group {
+  int64_t stack;
   int64_t slot;
-  int64_t vectors;
+  int64_t labels;
   int64_t first;  // row
   int64_t rows;
+  int64_t out;  // where the first row's logits are; the next one's follow
 };
 
 // Some rows of one adapter.
 template <typename T>
 class Block {
  public:
-  Block(const Batch<T>& batch, const Stack<T>& stack, const Part& part, const int64_t* texts,
+  Block(const Batch<T>& batch, const Stack<T>& stack, const Group& group, const int64_t* texts,
         Work<T>& work)
-      : batch_(batch), stack_(stack), slot_(part.slot), vectors_(part.vectors), texts_(texts),
-        rows_(part.rows), work_(work),
+      : batch_(batch), stack_(stack), slot_(group.slot), labels_(group.labels),
+        vectors_(stack.vectors_for(group.labels)), texts_(texts), rows_(group.rows), work_(work),
         attended_(work.attended.at_least(rows_ * vectors_ * stack.width)) {}
 
-  // out [rows, C - 1]
+  // out [rows, K]
   void run(float* out) {
     mix();
     stack_.absorbs ? attend_features() : attend_keys();
@@ -340,9 +347,9 @@ class Block {
       for (int64_t label = 0; label < vectors_; ++label) {
         leave(states + (first + label) * width, products + (first + label) * width);
       }
-      for (int64_t label = 1; label < vectors_; ++label) {
-        out[row * (stack_.vectors - 1) + label - 1] =
-            dot(states + first * width, states + (first + label) * width);
+      for (int64_t label = 0; label < labels_; ++label) {
+        out[row * labels_ + label] =
+            dot(states + first * width, states + (first + 1 + label) * width);
       }
     }
   }
@@ -461,6 +468,7 @@ class Block {
   const Batch<T>& batch_;
   const Stack<T>& stack_;
   const int64_t slot_;
+  const int64_t labels_;
   const int64_t vectors_;  // label vectors that are computed, the task's among them
   const int64_t* texts_;
   const int64_t rows_;
@@ -470,70 +478,80 @@ class Block {
   T* pooled_ = nullptr;  // [rows, H]
 };
 
-// Blocks of rows of one adapter that fit the caches.
-std::vector<Part> divide(c10::ArrayRef<int64_t> slots, c10::ArrayRef<int64_t> first_rows,
-                         c10::ArrayRef<int64_t> labels, c10::ArrayRef<int64_t> texts,
-                         c10::ArrayRef<int64_t> lengths, int64_t padded_vectors) {
-  std::vector<Part> parts;
-  for (size_t group = 0; group < slots.size(); ++group) {
-    // Absorbed queries of all heads lie side by side, padding among them.
-    const int64_t vectors = padded_vectors ? padded_vectors : labels[group] + 1;
-    const int64_t most = std::max<int64_t>(1, kBlockVectors / vectors);
-    int64_t first = first_rows[group], tokens = 0;
-    for (int64_t row = first; row < first_rows[group + 1]; ++row) {
-      const int64_t own = lengths[texts[row]];
-      if (row > first && (row - first == most || tokens + own > kBlockTokens)) {
-        parts.push_back({slots[group], vectors, first, row - first});
-        first = row;
-        tokens = 0;
-      }
-      tokens += own;
-    }
-    parts.push_back({slots[group], vectors, first, first_rows[group + 1] - first});
+// The stacks' rows, adapter by adapter.
+std::vector<Group> groups_of(c10::ArrayRef<int64_t> stacks, c10::ArrayRef<int64_t> slots,
+                             c10::ArrayRef<int64_t> labels, c10::ArrayRef<int64_t> first_rows) {
+  std::vector<Group> groups;
+  int64_t out = 0;
+  for (size_t at = 0; at < slots.size(); ++at) {
+    const int64_t rows = first_rows[at + 1] - first_rows[at];
+    groups.push_back({stacks[at], slots[at], labels[at], first_rows[at], rows, out});
+    out += rows * labels[at];
   }
-  return parts;
+  return groups;
 }
 
+// Blocks of rows that fit the caches.
 template <typename T>
-void read_all(const Batch<T>& batch, const Stack<T>& stack, const std::vector<Part>& parts,
-              c10::ArrayRef<int64_t> texts, float* out) {
-  labelmux::run_parts<Work<T>>(parts.size(), [&](int64_t place, Work<T>& work) {
-    const Part& part = parts[place];
-    Block<T>(batch, stack, part, texts.data() + part.first, work)
-        .run(out + part.first * (stack.vectors - 1));
-  });
+std::vector<Group> divide(const std::vector<Group>& groups, const std::vector<Stack<T>>& stacks,
+                          c10::ArrayRef<int64_t> texts, c10::ArrayRef<int64_t> lengths) {
+  std::vector<Group> blocks;
+  for (Group left : groups) {
+    const int64_t vectors = stacks[left.stack].vectors_for(left.labels);
+    const int64_t most = std::max<int64_t>(1, kBlockVectors / vectors);
+    while (left.rows) {
+      Group block = left;
+      int64_t tokens = 0;
+      for (block.rows = 0; block.rows < std::min(left.rows, most); ++block.rows) {
+        tokens += lengths[texts[left.first + block.rows]];
+        if (block.rows && tokens > kBlockTokens) break;
+      }
+      blocks.push_back(block);
+      left.first += block.rows;
+      left.out += block.rows * left.labels;
+      left.rows -= block.rows;
+    }
+  }
+  return blocks;
 }
 
 template <typename T>
 void readout_as(const at::Tensor& features, const at::Tensor& statistics,
                 c10::ArrayRef<int64_t> starts, c10::ArrayRef<int64_t> lengths,
-                at::TensorList constants, c10::ArrayRef<int64_t> slots,
-                c10::ArrayRef<int64_t> first_rows, c10::ArrayRef<int64_t> labels,
-                c10::ArrayRef<int64_t> texts, int64_t heads, bool absorbs, at::Tensor& out) {
+                at::TensorList constants, c10::ArrayRef<int64_t> heads,
+                c10::ArrayRef<int64_t> absorbs, const std::vector<Group>& groups,
+                c10::ArrayRef<int64_t> texts, float* out) {
   const Batch<T> batch{features.const_data_ptr<T>(), statistics.const_data_ptr<float>(),
                        features.size(0), features.size(1), features.size(2), starts, lengths};
-  const Stack<T> stack(constants, heads, absorbs);
-  const auto parts = divide(slots, first_rows, labels, texts, lengths, absorbs ? stack.vectors : 0);
-  read_all<T>(batch, stack, parts, texts, out.mutable_data_ptr<float>());
+  std::vector<Stack<T>> stacks;
+  for (size_t at = 0; at < heads.size(); ++at) {
+    stacks.emplace_back(constants.slice(at * kConstants, kConstants), heads[at], absorbs[at] != 0);
+  }
+  const auto blocks = divide(groups, stacks, texts, lengths);
+  labelmux::run_parts<Work<T>>(blocks.size(), [&](int64_t place, Work<T>& work) {
+    const Group& block = blocks[place];
+    Block<T>(batch, stacks[block.stack], block, texts.data() + block.first, work)
+        .run(out + block.out);
+  });
 }
 
-// Rows first_rows[g] to first_rows[g + 1] are group g's, read by slots[g], which has labels[g];
-// texts[row] is the text of a row. features [L+1, N, H] and weights of one dtype. [rows, C - 1] float
+// Rows first_rows[g] to first_rows[g + 1] are group g's, read by slots[g] of stacks[g], which has
+// labels[g]; texts[row] is the text of a row. heads and absorbs are of each stack. features
+// [L+1, N, H] and weights of one dtype. Rows' logits one after the other, float
 at::Tensor ytuning_readout(const at::Tensor& features, const at::Tensor& statistics,
-                     c10::ArrayRef<int64_t> starts, c10::ArrayRef<int64_t> lengths,
-                     at::TensorList constants, c10::ArrayRef<int64_t> slots,
-                     c10::ArrayRef<int64_t> first_rows, c10::ArrayRef<int64_t> labels,
-                     c10::ArrayRef<int64_t> texts, int64_t heads, bool absorbs) {
-  TORCH_CHECK(features.is_contiguous() && constants.size() == 13, "readout: wrong arguments");
-  const int64_t vectors = constants[4].size(1);
-  at::Tensor out = at::empty({static_cast<int64_t>(texts.size()), vectors - 1}, at::kFloat);
-  if (features.scalar_type() == at::kBFloat16) {
-    readout_as<BFloat16>(features, statistics, starts, lengths, constants, slots, first_rows, labels,
-                         texts, heads, absorbs, out);
-  } else {
-    readout_as<float>(features, statistics, starts, lengths, constants, slots, first_rows, labels,
-                      texts, heads, absorbs, out);
-  }
+                           c10::ArrayRef<int64_t> starts, c10::ArrayRef<int64_t> lengths,
+                           at::TensorList constants, c10::ArrayRef<int64_t> heads,
+                           c10::ArrayRef<int64_t> absorbs, c10::ArrayRef<int64_t> stacks,
+                           c10::ArrayRef<int64_t> slots, c10::ArrayRef<int64_t> labels,
+                           c10::ArrayRef<int64_t> first_rows, c10::ArrayRef<int64_t> texts) {
+  TORCH_CHECK(features.is_contiguous() && constants.size() == kConstants * heads.size(),
+              "readout: wrong arguments");
+  const auto groups = groups_of(stacks, slots, labels, first_rows);
+  const int64_t logits = groups.empty() ? 0 : groups.back().out + groups.back().rows * groups.back().labels;
+  at::Tensor out = at::empty({logits}, at::kFloat);
+  const auto read = features.scalar_type() == at::kBFloat16 ? readout_as<BFloat16> : readout_as<float>;
+  read(features, statistics, starts, lengths, constants, heads, absorbs, groups, texts,
+       out.mutable_data_ptr<float>());
   return out;
 }
 
@@ -543,8 +561,8 @@ TORCH_LIBRARY_FRAGMENT(labelmux, library) {
   library.def("state_statistics(Tensor features) -> Tensor");
   library.def(
       "ytuning_readout(Tensor features, Tensor statistics, int[] starts, int[] lengths, "
-      "Tensor[] constants, int[] slots, int[] first_rows, int[] labels, int[] texts, int heads, "
-      "bool absorbs) -> Tensor");
+      "Tensor[] constants, int[] heads, int[] absorbs, int[] stacks, int[] slots, int[] labels, "
+      "int[] first_rows, int[] texts) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(labelmux, CPU, library) {
