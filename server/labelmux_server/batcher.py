@@ -29,6 +29,12 @@ _LONGEST_PAUSE_S = 0.02
 #: Where the event loop takes longer than that for a request, a core is left to it: else it gets
 #: slower by the encoder's threads than they get faster, and everything comes through the loop.
 _LOOP_BEHIND_S = 0.05
+#: Where it takes more of a core than that, as with many requests of one text, a pass of all threads
+#: leaves one core to it, since the slowest of them ends the pass; and of what waits half is taken,
+#: so that the loop reads and answers one half while the other is computed. On four cores, against
+#: neither: 8, 16 and 64 clients of one text got 18, 15 and 10 % more answers.
+_BUSY_LOOP = 0.25
+_CORES_WITH_ONE_TO_SPARE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +78,8 @@ class Batcher:
         self._running_tokens = 0
         #: About what is being tokenised. On the event loop alone.
         self._expected_tokens = self._expected_rows = 0
-        #: How long a request waits for the event loop, which tells.
-        self.loop_s = 0.0
-        #: Changes under way, each on a core of its own.
+        #: How long a request waits for the event loop, and how much of a core that takes; it tells.
+        self.loop_s = self.loop_share = 0.0
         #: Of full batches lately; 0 before the first.
         self._token_s = 0.0
         #: Rows that those whom the last batch answered may ask for next, and until when.
@@ -289,14 +294,25 @@ class Batcher:
         now = self._clock()
         expired = self._expired(now)
         self._remove(expired)
-        share = self._share_tokens()
-        chosen = self._choose(now, share or self._limits.max_batch_tokens) if self._waiting else []
+        tokens, threads = self._portion()
+        chosen = self._choose(now, tokens) if self._waiting else []
         self._rows -= sum(len(row.readers) for row in (*expired, *chosen))
-        batch = Batch(chosen, expired, full=bool(self._waiting), one_thread=share is not None)
+        batch = Batch(chosen, expired, full=bool(self._waiting), threads=threads)
         self._running.add(batch)
         self._running_tokens += batch.tokens
         self._wake()
         return batch
+
+    def _portion(self) -> tuple[int, int | None]:
+        """Tokens for the next batch, and how many threads run it; None: all."""
+        limits = self._limits
+        share = self._share_tokens()
+        if share is not None:
+            return share, 1
+        if self.loop_share < _BUSY_LOOP or limits.max_shares < _CORES_WITH_ONE_TO_SPARE:
+            return limits.max_batch_tokens, None
+        by_turns = self._tokens // 2 if self._tokens >= limits.min_share_tokens else self._tokens
+        return min(by_turns, limits.max_batch_tokens), limits.max_shares - 1
 
     def _share_tokens(self) -> int | None:
         """Tokens for one thread; None: all threads run what waits, together."""

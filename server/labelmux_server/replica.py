@@ -129,7 +129,7 @@ class Replica:
                 work.since_s = time.monotonic()
                 work.unanswered = [batch]
                 if self._passes > 1:
-                    self._loaded.encoder.use_threads(1 if batch.one_thread else self._passes)
+                    self._loaded.encoder.use_threads(batch.threads or self._passes)
                 self._serve(batch, work)
                 work.since_s = math.inf
         except BaseException as error:  # noqa: BLE001 - the thread's end: whoever waits is told

@@ -128,7 +128,7 @@ class Service:
         self.gate = Gate(store, self.engine, settings.max_text_chars)
         self._cache = FeatureCache[Any](settings.feature_cache_bytes)
         self._replica: Replica | None = None
-        self._turns = Turns(self._tell_loop_s)
+        self._turns = Turns(self._tell_of_loop)
         metrics.watch_trials(self.registry.every_trials)
         self._watch(pins)
 
@@ -236,8 +236,9 @@ class Service:
         finally:
             self._uploads -= 1
 
-    def _tell_loop_s(self, seconds: float) -> None:
-        self.batcher.loop_s = seconds
+    def _tell_of_loop(self, wait_s: float, share: float) -> None:
+        self.batcher.loop_s = wait_s
+        self.batcher.loop_share = share
 
     def _begin_changing(self) -> None:
         """On the thread of changes: canaries are few, and the cores are the traffic's."""

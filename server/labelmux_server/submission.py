@@ -152,8 +152,13 @@ class Batch:
     expired: Sequence[EncoderRow] = ()
     #: Whether rows were left waiting, so that its speed is what the replica can do.
     full: bool = False
-    #: Whether one thread runs it, beside others with batches of their own.
-    one_thread: bool = False
+    #: How many threads of the replica run it; None: all.
+    threads: int | None = None
+
+    @property
+    def one_thread(self) -> bool:
+        """Whether others may run beside it, each by a thread."""
+        return self.threads == 1
 
     @property
     def tokens(self) -> int:
@@ -177,8 +182,8 @@ class Batch:
         """The same in two batches."""
         half = len(self.rows) // 2
         return (
-            Batch(self.rows[:half], self.expired, one_thread=self.one_thread),
-            Batch(self.rows[half:], one_thread=self.one_thread),
+            Batch(self.rows[:half], self.expired, threads=self.threads),
+            Batch(self.rows[half:], threads=self.threads),
         )
 
     def deliver(self, answers: Sequence[Sequence[Any]] | Fault, times: Times | None = None) -> None:

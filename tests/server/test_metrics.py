@@ -202,7 +202,7 @@ def test_batches_that_run_side_by_side_are_as_busy_as_one_on_all_threads():
         return found.samples[0].value
 
     assert busy_s([Batch([row])]) == 1.0
-    assert busy_s([Batch([row], one_thread=True)] * 4) == 1.0
+    assert busy_s([Batch([row], threads=1)] * 4) == 1.0
 
 
 def test_what_serves_is_a_metric_too(serving, tiny_encoder):

@@ -80,6 +80,35 @@ def test_a_core_is_left_to_an_event_loop_that_is_behind():
     assert len(taken) == 1
 
 
+def busy(**changes) -> Batcher:
+    """The same, beside an event loop with many requests."""
+    batcher = shared(**changes)
+    batcher.loop_share = 0.4
+    return batcher
+
+
+def test_a_pass_of_all_leaves_a_core_to_a_busy_event_loop():
+    batcher = busy()
+    submit(batcher, row(10))
+    assert batcher.take().threads == 3
+    batcher = busy(max_shares=2)
+    submit(batcher, row(10))
+    assert batcher.take().threads is None
+
+
+def test_beside_a_busy_event_loop_two_batches_go_by_turns():
+    batcher = busy()
+    submit(batcher, *(row(10, start=start) for start in range(4)))
+    first = batcher.take()
+    batcher.done(first, seconds=0.0)
+    second = batcher.take()
+    batcher.done(second, seconds=0.0)
+    assert (first.tokens, second.tokens) == (20, 10)
+    batcher.loop_share = 0.1
+    submit(batcher, row(11))
+    assert batcher.take().tokens == 21
+
+
 def test_a_share_is_bounded_but_for_a_row_that_is_longer():
     batcher = shared()
     submit(batcher, row(90), *(row(10, start=start) for start in range(30)))

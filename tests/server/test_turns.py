@@ -24,7 +24,7 @@ def test_a_loop_that_is_behind_refuses_calls_though_nothing_waits_in_the_queue()
 
 def test_a_long_turn_is_told_and_forgotten_in_time():
     told: list[float] = []
-    turns = Turns(told.append)
+    turns = Turns(lambda wait_s, _share: told.append(wait_s))
     for _ in range(2):
         turns.observe(0.5)
     for _ in range(40):
@@ -38,7 +38,7 @@ def test_a_long_turn_is_told_and_forgotten_in_time():
 def test_what_holds_the_loop_up_is_noticed_until_stopped():
     async def scenario() -> list[float]:
         told: list[float] = []
-        turns = Turns(told.append)
+        turns = Turns(lambda wait_s, _share: told.append(wait_s))
         turns.start()
         async with asyncio.timeout(10):
             while not told or told[-1] < 6 * 0.15:
@@ -55,7 +55,25 @@ def test_what_holds_the_loop_up_is_noticed_until_stopped():
 
 def test_a_process_that_was_stopped_for_a_while_refuses_nobody():
     told: list[float] = []
-    turns = Turns(told.append)
+    turns = Turns(lambda wait_s, _share: told.append(wait_s))
     for turn_s in (0.001, 60.0, 0.001, 60.0, 0.002):
         turns.observe(turn_s)
     assert max(told) < 0.05
+
+
+def test_what_the_loop_has_of_a_core_is_told():
+    shares: list[float] = []
+
+    async def scenario() -> None:
+        turns = Turns(lambda _wait_s, share: shares.append(share))
+        turns.start()
+        async with asyncio.timeout(20):
+            while not shares or shares[-1] < 0.2:
+                sum(range(100_000))  # keeps the loop's thread busy
+                await asyncio.sleep(0)
+            while shares[-1] > 0.05:
+                await asyncio.sleep(0.01)
+        turns.stop()
+
+    asyncio.run(scenario())
+    assert 0 <= min(shares) <= max(shares) < 1.1

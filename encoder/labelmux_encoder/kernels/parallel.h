@@ -99,10 +99,16 @@ class Team {
     return *team;
   }
 
-  // False where another caller has the team; nothing has run then.
-  bool run(Run run, void* work, int64_t parts, int64_t threads, bool in_turn) {
+  // By as many threads as there are parts, of those that the caller has. False where another caller
+  // has the team; nothing has run then.
+  bool run(Run run, void* work, int64_t parts, int64_t callers, bool in_turn) {
     if (busy_.exchange(true)) return false;
-    threads = 1 + grow(std::min(threads, kMostThreads) - 1);
+    callers = 1 + grow(std::min(callers, kMostThreads) - 1);
+    if (wanted_.load(std::memory_order_relaxed) != callers) {
+      wanted_.store(callers);
+      wanted_.notify_all();
+    }
+    const int64_t threads = std::min(parts, callers);
     run_.store(run, std::memory_order_relaxed);
     work_.store(work, std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
@@ -196,6 +202,11 @@ class Team {
         setpriority(PRIO_PROCESS, 0, niceness);
       }
 #endif
+      // Whom the caller has no use for leaves the core to others.
+      if (const int64_t wanted = wanted_.load(); thread >= wanted) {
+        wanted_.wait(wanted);
+        continue;
+      }
       const auto news = [&] { return state_.load(std::memory_order_acquire) >> kJobBits != seen; };
       if (!watch(kAlert, kLinger, news)) {
         const uint32_t bell = bell_.load();
@@ -235,6 +246,7 @@ class Team {
   std::atomic<bool> waiting_{false};
   alignas(64) std::atomic<uint32_t> bell_{0};
   std::atomic<int> sleeping_{0};
+  std::atomic<int64_t> wanted_{0};
   std::atomic<int> niceness_{0};
   std::atomic<bool> serves_{false};
 };
@@ -310,7 +322,7 @@ void run_parts(int64_t count, const F& f) {
     Job<State, F> job(f, count);
     const bool served = Team::of_process().serves();
     if (!served) job.by_openmp(threads);
-    if (!served || job.by_team(std::min(count, threads))) return job.finish();
+    if (!served || job.by_team(threads)) return job.finish();
   }
   State state;
   for (int64_t part = 0; part < count; ++part) f(part, state);
