@@ -7,11 +7,13 @@ those.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from array import array
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 from labelmux_server.errors import ServerError, TimedOutError
@@ -19,6 +21,9 @@ from labelmux_server.errors import ServerError, TimedOutError
 #: What went wrong, made anew for each who is told: to raise an exception adds to its traceback, so
 #: one that many callers raise grows with each.
 Fault = Callable[[], ServerError]
+#: Rows answered in one turn of the event loop. At 110 % of the capacity, all at once and so, by
+#: turns: the p99 of a refusal was 123, 119, 210 ms and 52, 178, 89 ms.
+_ROWS_A_TURN = 8
 
 
 def row_key(
@@ -203,9 +208,20 @@ class Batch:
             return
         if times is not None:
             self._account(times)
-        for row, values in zip(self.rows, answers, strict=True):
+        self._answer(iter(zip(self.rows, answers, strict=True)))
+
+    def _answer(self, left: Iterator[tuple[EncoderRow, Sequence[Any]]]) -> None:
+        """Give some rows' readers their answers in this turn of the loop, the others' in the next.
+
+        What a row's caller gets is made in the turn after: of a whole batch it kept those who came
+        meanwhile from being read, or refused.
+        """
+        some = list(islice(left, _ROWS_A_TURN))
+        for row, values in some:
             for (submission, place), value in zip(row.readers, values, strict=True):
                 submission.answer(place, value)
+        if len(some) == _ROWS_A_TURN:
+            asyncio.get_running_loop().call_soon(self._answer, left)
 
     def _account(self, times: Times) -> None:
         read: dict[Submission, int] = {}
