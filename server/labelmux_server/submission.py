@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import math
 from array import array
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from typing import Any, NamedTuple
 
 from labelmux_server.errors import ServerError, TimedOutError
@@ -208,20 +207,20 @@ class Batch:
             return
         if times is not None:
             self._account(times)
-        self._answer(iter(zip(self.rows, answers, strict=True)))
+        self._answer(answers)
 
-    def _answer(self, left: Iterator[tuple[EncoderRow, Sequence[Any]]]) -> None:
+    def _answer(self, answers: Sequence[Sequence[Any]], first: int = 0) -> None:
         """Give some rows' readers their answers in this turn of the loop, the others' in the next.
 
         What a row's caller gets is made in the turn after: of a whole batch it kept those who came
         meanwhile from being read, or refused.
         """
-        some = list(islice(left, _ROWS_A_TURN))
-        for row, values in some:
+        end = first + _ROWS_A_TURN
+        for row, values in zip(self.rows[first:end], answers[first:end], strict=True):
             for (submission, place), value in zip(row.readers, values, strict=True):
                 submission.answer(place, value)
-        if len(some) == _ROWS_A_TURN:
-            asyncio.get_running_loop().call_soon(self._answer, left)
+        if end < len(self.rows):
+            asyncio.get_running_loop().call_soon(self._answer, answers, end)
 
     def _account(self, times: Times) -> None:
         read: dict[Submission, int] = {}

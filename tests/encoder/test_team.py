@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -76,11 +77,24 @@ def test_callers_at_the_same_time_do_not_meet(tiny_encoder: LoadedEncoder) -> No
         assert all(pool.map(call, [1, 2, 3, 4, 4, 5]))
 
 
+def of_threads(file: str) -> dict[str, list[str]]:
+    """By thread of this process, what the kernel says of it; some may end meanwhile."""
+    found = {}
+    for path in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            found[path.name] = (path / file).read_text().rpartition(")")[2].split()
+    return found
+
+
+def runtimes() -> dict[str, int]:
+    """By thread, its nanoseconds on a core."""
+    return {name: int(fields[0]) for name, fields in of_threads("schedstat").items()}
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are looked up in /proc")
 def test_the_threads_that_help_give_way(tiny_encoder: LoadedEncoder) -> None:
     def niceness() -> list[int]:
-        stats = [path.read_text() for path in Path("/proc/self/task").glob("*/stat")]
-        return [int(stat.rpartition(")")[2].split()[16]) for stat in stats]
+        return [int(fields[16]) for fields in of_threads("stat").values()]
 
     tiny_encoder.encoder.share_cores(2)
     until = time.monotonic() + LIMIT_S
@@ -90,14 +104,22 @@ def test_the_threads_that_help_give_way(tiny_encoder: LoadedEncoder) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are looked up in /proc")
-def test_a_rehearsal_is_run_by_every_thread(tiny_encoder: LoadedEncoder) -> None:
-    def runtimes() -> dict[str, int]:
-        found = {}
-        for path in Path("/proc/self/task").iterdir():
-            runtime, _, _ = (path / "schedstat").read_text().split()
-            found[path.name] = int(runtime)
-        return found
+def test_a_thread_that_passes_have_no_use_for_leaves_its_core(tiny_encoder: LoadedEncoder) -> None:
+    alone(lambda: encode_all(tiny_encoder), 4)
 
+    def by_two() -> int:
+        encode_all(tiny_encoder)
+        before, until = runtimes(), time.monotonic() + 0.5
+        while time.monotonic() < until:
+            encode_all(tiny_encoder)
+        after = runtimes()
+        return sum(after[name] - before.get(name, 0) > 5e7 for name in after)
+
+    assert alone(by_two, 2) <= 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are looked up in /proc")
+def test_a_rehearsal_is_run_by_every_thread(tiny_encoder: LoadedEncoder) -> None:
     def rehearse() -> int:
         encode_all(tiny_encoder)
         before = runtimes()
