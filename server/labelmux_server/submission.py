@@ -7,7 +7,6 @@ those.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from array import array
 from collections.abc import Callable, Hashable, Sequence
@@ -20,9 +19,6 @@ from labelmux_server.errors import ServerError, TimedOutError
 #: What went wrong, made anew for each who is told: to raise an exception adds to its traceback, so
 #: one that many callers raise grows with each.
 Fault = Callable[[], ServerError]
-#: Rows answered in one turn of the event loop. At 110 % of the capacity, all at once and so, by
-#: turns: the p99 of a refusal was 123, 119, 210 ms and 52, 178, 89 ms.
-_ROWS_A_TURN = 8
 
 
 def row_key(
@@ -207,20 +203,9 @@ class Batch:
             return
         if times is not None:
             self._account(times)
-        self._answer(answers)
-
-    def _answer(self, answers: Sequence[Sequence[Any]], first: int = 0) -> None:
-        """Give some rows' readers their answers in this turn of the loop, the others' in the next.
-
-        What a row's caller gets is made in the turn after: of a whole batch it kept those who came
-        meanwhile from being read, or refused.
-        """
-        end = first + _ROWS_A_TURN
-        for row, values in zip(self.rows[first:end], answers[first:end], strict=True):
+        for row, values in zip(self.rows, answers, strict=True):
             for (submission, place), value in zip(row.readers, values, strict=True):
                 submission.answer(place, value)
-        if end < len(self.rows):
-            asyncio.get_running_loop().call_soon(self._answer, answers, end)
 
     def _account(self, times: Times) -> None:
         read: dict[Submission, int] = {}

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Sequence
 
@@ -158,27 +157,6 @@ def test_nobody_waits_for_ever_behind_a_stream_of_other_lengths():
         if long.remaining == 0:
             break
     assert index < 2
-
-
-def test_what_came_meanwhile_has_its_turn_between_the_answers_of_a_large_batch():
-    batcher = Batcher(limits(max_batch_rows=100, max_batch_tokens=1000), Clock())
-    waiting = [submit(batcher, row(10, start=20 * number)) for number in range(20)]
-    answered: list[int] = []
-
-    def count() -> None:
-        answered.append(sum(each.remaining == 0 for each in waiting))
-
-    async def turns() -> None:
-        loop = asyncio.get_running_loop()
-        batch = batcher.take_now()
-        loop.call_soon(batch.deliver, echo(batch))
-        for _ in range(4):
-            loop.call_soon(count)
-            await asyncio.sleep(0)
-
-    asyncio.run(turns())
-    assert answered == [8, 16, 20, 20]
-    assert {each.answers[0] for each in waiting} == {"s:10"}
 
 
 def test_equal_tokens_are_one_encoder_row_whatever_their_tasks_and_requests():
